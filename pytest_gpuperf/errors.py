@@ -1,0 +1,35 @@
+"""Everything that can go wrong, as one tree.
+
+GpuperfError
+├── UsageError         the user's mistake: a marker, an option, an argument, a unit
+├── BaselineError      a baseline file that cannot be trusted or written
+├── MeasurementError   a measurement that cannot be right: over the peak, no work, no samples
+└── DeviceError        no GPU where one is needed, NVML missing, a GPU that is lost
+    └── LeaseTimeout   every suitable GPU was held by somebody else for too long
+
+Each message says what happened with its numbers, against what, the likely cause, and the command that mends it.
+"""
+
+
+class GpuperfError(Exception):
+    """Base of every error that pytest-gpuperf raises on purpose."""
+
+
+class UsageError(GpuperfError):
+    """A wrong marker, option, argument or unit."""
+
+
+class BaselineError(GpuperfError):
+    """A baseline file that cannot be read, trusted or written."""
+
+
+class MeasurementError(GpuperfError):
+    """A measurement that cannot be right."""
+
+
+class DeviceError(GpuperfError):
+    """A device that is missing, lost, or cannot be asked."""
+
+
+class LeaseTimeout(DeviceError):
+    """No suitable device became free in time."""

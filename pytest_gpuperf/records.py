@@ -1,0 +1,366 @@
+"""The data types that everything speaks, frozen, with units in their names, and their JSON.
+
+Numbers are SI base units unless the name says otherwise. `None` is "not known"; zero is zero.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.units import Better, format_percent, format_value, to_base
+
+ClockName = Literal["cuda-events", "cuda-graph", "wall"]
+Mode = Literal["sustained", "cold", "hot", "recorded"]
+Kind = Literal["compute", "memory", "transfer", "end-to-end"]
+Status = Literal["PASS", "REGRESSED", "IMPROVED", "INCONCLUSIVE", "INVALID", "INCOMPARABLE", "NEW"]
+
+#: Version of results.jsonl and of the baseline files. 1: the first.
+SCHEMA = 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the types below: immutable, keyword-only, strict when read."""
+
+
+class Method(Record):
+    """How a value was measured. Part of a metric's identity: two methods are never compared.
+
+    Attributes:
+        clock: `cuda-events`, `cuda-graph` (many calls replayed as one graph) or `wall`.
+        mode: `sustained` (total time over total calls once the clock has settled), `cold` (median of single calls
+            with the caches flushed), `hot` (back-to-back calls, short), `recorded` (the test's own number).
+    """
+
+    clock: ClockName
+    mode: Mode
+
+    def __str__(self) -> str:
+        return f"{self.mode}, {self.clock}"
+
+
+class Telemetry(Record):
+    """What the GPU did during one measurement. Shares are fractions of the measured time, 0 to 1.
+
+    Sources: NVML clocks, power, temperature sampled about every 100 ms; energy from the total-energy counter;
+    shares from the cumulative slowdown counters (nvml.h fields 74, 76, 269, 270, 271).
+    """
+
+    duration_s: float
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    temperature_c: float | None = None
+    memory_used_bytes: int | None = None
+    power_cap_share: float | None = None
+    sync_boost_share: float | None = None
+    sw_thermal_share: float | None = None
+    hw_thermal_share: float | None = None
+    power_brake_share: float | None = None
+    other_process_pids: tuple[int, ...] | None = None
+
+
+class Hardware(Record):
+    """What must match for two results to be comparable.
+
+    Attributes:
+        name: Name of the GPU as NVML gives it, or of the CPU.
+        count: Number of devices of this name that the test held.
+        memory_bytes: Memory of one device; `None` for a CPU.
+        power_limit_w: Enforced power limit of one device; `None` where it cannot be read.
+        is_mig: Whether the device is a MIG instance.
+    """
+
+    name: str
+    count: int = 1
+    memory_bytes: int | None = None
+    power_limit_w: float | None = None
+    is_mig: bool = False
+
+
+class Environment(Record):
+    """Hardware, which must match, and versions, which are noted: a slower driver is what users want to catch."""
+
+    hardware: Hardware
+    versions: dict[str, str] = {}
+
+
+class Measurement(Record):
+    """One metric of one test in one run.
+
+    Attributes:
+        metric: Name, unique within the test.
+        value: In `unit`, a base unit (`s`, `B/s`, `FLOP/s`, `tok/s`, ...).
+        better: Direction.
+        kind: What the metric depends on; selects the prior of its noise.
+        method: How it was measured.
+        tolerance: Largest slowdown accepted, as a fraction; `None` is the default of its kind.
+        samples_s: Seconds per call, one for each timed block, in order; empty for a recorded value.
+        calls_per_sample: Calls in each block.
+        flop: Floating-point operations of one call.
+        bytes_moved: Bytes read plus bytes written by one call.
+        peak: What the hardware can do at most, in `unit`.
+        is_peak_computed: The peak is an upper bound from clock and SM count, not a published figure.
+        spread: Half the 95 % interval of the value within this run, as a fraction of it.
+        unstable: Why the value had not settled when time ran out.
+        telemetry: What the GPU did meanwhile.
+    """
+
+    metric: str
+    value: float
+    unit: str
+    better: Better
+    kind: Kind
+    method: Method
+    tolerance: float | None = None
+    samples_s: tuple[float, ...] = ()
+    calls_per_sample: int = 1
+    flop: float | None = None
+    bytes_moved: float | None = None
+    peak: float | None = None
+    is_peak_computed: bool = False
+    spread: float | None = None
+    unstable: str | None = None
+    telemetry: Telemetry | None = None
+
+    @property
+    def time_s(self) -> float | None:
+        """Seconds per call, where the metric is a time or has counted work."""
+        work = self.flop if self.unit == "FLOP/s" else self.bytes_moved if self.unit == "B/s" else None
+        if self.unit == "s":
+            return self.value
+        return work / self.value if work else None
+
+    @property
+    def fraction_of_peak(self) -> float | None:
+        """Value as a fraction of the hardware's peak, where one is known."""
+        return self.value / self.peak if self.peak else None
+
+    def assert_at_least(self, bound: float, *, of: Literal["peak"] | None = None, unit: str | None = None) -> None:
+        """Fail unless the value is at least `bound`: a physical floor, besides the baseline.
+
+        Args:
+            bound: A fraction with `of="peak"`, else a number in `unit` (default: the metric's base unit).
+            of: `"peak"`: the bound is a fraction of the hardware's peak. Without a known peak (a CPU, an unknown
+                GPU) nothing is checked, and the run's summary says so.
+            unit: Unit of `bound`, such as `"TFLOP/s"`.
+
+        Raises:
+            AssertionError: The value is below the bound.
+            UsageError: The unit is of another kind than the metric's, or `of` is not `"peak"`.
+
+        >>> result.assert_at_least(0.5, of="peak")       # doctest: +SKIP
+        >>> result.assert_at_least(600, unit="TFLOP/s")  # doctest: +SKIP
+        """
+        limit = self._limit(bound, of=of, unit=unit)
+        if limit is not None and not self.value >= limit:
+            raise AssertionError(self._outside("below the floor of", limit, bound if of else None))
+
+    def assert_at_most(self, bound: float, *, of: Literal["peak"] | None = None, unit: str | None = None) -> None:
+        """Fail unless the value is at most `bound`: a ceiling, such as the longest time allowed.
+
+        Arguments and errors are those of `assert_at_least`.
+        """
+        limit = self._limit(bound, of=of, unit=unit)
+        if limit is not None and not self.value <= limit:
+            raise AssertionError(self._outside("above the ceiling of", limit, bound if of else None))
+
+    def _limit(self, bound: float, *, of: str | None, unit: str | None) -> float | None:
+        if of not in (None, "peak"):
+            raise UsageError(f"of={of!r} is not something to compare with. Valid: 'peak'.")
+        if of == "peak":
+            return None if self.peak is None else bound * self.peak
+        limit, base = to_base(bound, unit or self.unit)
+        if base != self.unit:
+            raise UsageError(f"The bound is in {unit}, but {self.metric} is in {self.unit}.")
+        return limit
+
+    def _outside(self, relation: str, limit: float, fraction: float | None) -> str:
+        share = f" ({format_percent(fraction)} of the peak)" if fraction is not None else ""
+        return (
+            f"{self.metric} is {format_value(self.value, self.unit)}, "
+            f"{relation} {format_value(limit, self.unit)}{share}."
+        )
+
+
+class Verdict(Record):
+    """What the judge says of one metric.
+
+    Attributes:
+        status: The verdict.
+        metric: Its metric.
+        reason: One sentence, for people.
+        tolerance: Largest slowdown accepted, as a fraction.
+        change: How much worse, as a fraction of the baseline (+0.03: 3 % slower); `None` if nothing was compared.
+        change_low: Lower end of the 95 % interval of `change`.
+        change_high: Upper end of it.
+        minimum_detectable_effect: Smallest slowdown that would be told from noise with 80 % power, as a fraction.
+        baseline_value: The baseline's estimate for this device, in the metric's unit.
+        sessions: Sessions in the baseline.
+        runs: Runs judged.
+        is_provisional: Fewer than five sessions: the prior of the metric's kind decides.
+        is_low_power: Passed only because the noise is too large for anything stronger.
+    """
+
+    status: Status
+    metric: str
+    reason: str
+    tolerance: float
+    change: float | None = None
+    change_low: float | None = None
+    change_high: float | None = None
+    minimum_detectable_effect: float | None = None
+    baseline_value: float | None = None
+    sessions: int = 0
+    runs: int = 1
+    is_provisional: bool = False
+    is_low_power: bool = False
+
+
+class TestKey(Record):
+    """Where a test's baseline lives: module path from the root, and the test's name with its class and parameters."""
+
+    __test__ = False
+
+    module: str
+    test: str
+
+    def __str__(self) -> str:
+        return f"{self.module}::{self.test}"
+
+
+class BaselineRun(Record):
+    """One accepted run of one metric.
+
+    Attributes:
+        value: In the metric's unit.
+        spread: Half the 95 % interval within the run, as a fraction.
+        sm_clock_mhz: Mean SM clock while it was measured.
+        power_w: Mean power while it was measured.
+    """
+
+    value: float
+    spread: float | None = None
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
+
+
+class Session(Record):
+    """One visit to a machine that was accepted as good, with its runs.
+
+    Attributes:
+        date: ISO 8601, UTC, of the first run.
+        visit: See `RunInfo.visit`.
+        devices: Hashed UUIDs.
+        environment: Key into the file's `environments`.
+        commit: Git revision of the first run.
+        runs: At least one.
+    """
+
+    date: str
+    visit: str
+    devices: tuple[str, ...]
+    environment: str
+    runs: tuple[BaselineRun, ...]
+    commit: str | None = None
+
+
+class MetricBaseline(Record):
+    """The sessions of one epoch of one metric, oldest first.
+
+    Attributes:
+        unit: Base unit.
+        better: Direction.
+        kind: See `Measurement.kind`.
+        method: How every value here was measured.
+        sessions: At least one.
+        reason: Why this epoch began: what was said on accepting it; `None` for the first.
+    """
+
+    unit: str
+    better: Better
+    kind: Kind
+    method: Method
+    sessions: tuple[Session, ...]
+    reason: str | None = None
+
+
+class BaselineFile(Record):
+    """All baselines of one test module on one kind of device.
+
+    Attributes:
+        schema: Version of this layout.
+        module: Path of the test module from the root, such as `perf_tests/test_matmul.py`.
+        environments: Listed once, by a short hash of their content.
+        tests: Test name -> metric name -> baseline.
+    """
+
+    schema: int
+    module: str
+    environments: dict[str, Environment]
+    tests: dict[str, dict[str, MetricBaseline]]
+
+
+class RunInfo(Record, tag="run", tag_field="record"):
+    """First line of results.jsonl: the process that measured.
+
+    Attributes:
+        run_id: Unique.
+        date: ISO 8601, UTC.
+        visit: One boot of one machine on one day, hashed: runs of one visit are one session.
+        commit: Git revision of the code under test, with `-dirty` if it was changed; `None` outside git.
+    """
+
+    schema: int
+    run_id: str
+    date: str
+    visit: str
+    commit: str | None = None
+
+
+class TestRecord(Record, tag="test", tag_field="record"):
+    """One test's measurements, verdicts, the environment and devices they were taken on.
+
+    Attributes:
+        devices: Hashed UUIDs of the devices that the test held.
+        slug: Folder of the baselines that these devices belong to.
+        duration_s: Of the call phase.
+        passed: Whether the test's own body passed.
+    """
+
+    __test__ = False
+
+    key: TestKey
+    slug: str
+    devices: tuple[str, ...]
+    environment: Environment
+    measurements: tuple[Measurement, ...]
+    verdicts: tuple[Verdict, ...]
+    duration_s: float = 0.0
+    passed: bool = True
+    worker: str | None = None
+
+
+def encode(record: Record) -> bytes:
+    """One line of JSON with sorted keys. Non-finite numbers become null, and are then refused when read."""
+    return msgspec.json.encode(record, order="sorted")
+
+
+def decode_lines(lines: Iterable[bytes]) -> tuple[RunInfo, tuple[TestRecord, ...]]:
+    """Read results.jsonl: the run, then its tests. A last line cut off by a kill is left out.
+
+    Raises:
+        UsageError: The first line is not a run of this schema, or another line is not a record.
+    """
+    decoder = msgspec.json.Decoder(RunInfo | TestRecord)
+    complete = [line for line in lines if line.endswith(b"\n")]
+    try:
+        records = [decoder.decode(line) for line in complete]
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(f"Not a results file of pytest-gpuperf: {error}") from None
+    if not records or not isinstance(records[0], RunInfo):
+        raise UsageError("Not a results file of pytest-gpuperf: its first line does not describe a run.")
+    if records[0].schema > SCHEMA:
+        raise UsageError(f"The results have schema {records[0].schema}, this version reads {SCHEMA}. Upgrade.")
+    return records[0], tuple(record for record in records[1:] if isinstance(record, TestRecord))
