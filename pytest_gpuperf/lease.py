@@ -1,0 +1,109 @@
+"""Exclusive use of devices across the workers of a run and across separate runs on one host.
+
+One process at a time holds the queue lock and collects all devices it needs, so nobody ever holds one and waits for
+another, and a test that needs eight GPUs is not overtaken for ever by tests that need one. The locks are `flock`s: the
+kernel frees them when a process dies.
+"""
+
+import contextlib
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pytest_gpuperf.devices import Device
+from pytest_gpuperf.errors import DeviceError, LeaseTimeout
+
+#: How long a test waits for devices that others hold.
+TIMEOUT_S = 3600.0
+_POLL_S = 0.05
+
+
+def lock_folder() -> Path:
+    """Folder of the lock files: `$GPUPERF_LOCK_DIR`, else one per user in the runtime or temporary folder.
+
+    Runs of different users exclude each other only where an administrator gives them one folder by `GPUPERF_LOCK_DIR`.
+
+    Raises:
+        DeviceError: The folder belongs to somebody else or is a link, so its locks could be tampered with.
+    """
+    named = os.environ.get("GPUPERF_LOCK_DIR")
+    if named:
+        folder = Path(named)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    folder = Path(base) / f"gpuperf-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise DeviceError(f"The lock folder {folder} is not a folder of yours. Remove it or set GPUPERF_LOCK_DIR.")
+    return folder
+
+
+@contextlib.contextmanager
+def lease(
+    devices: Sequence[Device], count: int, *, folder: Path | None = None, timeout_s: float = TIMEOUT_S
+) -> Iterator[tuple[Device, ...]]:
+    """Hold `count` of the devices exclusively, all or none.
+
+    Args:
+        devices: Those that would do, in order of preference.
+        count: How many are needed.
+        folder: Where the lock files are; `None`: `lock_folder()`.
+        timeout_s: How long to wait for others.
+
+    Raises:
+        LeaseTimeout: They did not become free in time; the message names who holds them.
+        DeviceError: Fewer than `count` devices were given.
+    """
+    if len(devices) < count:
+        raise DeviceError(f"{count} devices are needed, {len(devices)} would do.")
+    folder = folder or lock_folder()
+    with contextlib.ExitStack() as held:
+        yield _collect(devices, count, folder, held, timeout_s)
+
+
+def _collect(
+    devices: Sequence[Device], count: int, folder: Path, held: contextlib.ExitStack, timeout_s: float
+) -> tuple[Device, ...]:
+    """Take devices one by one under the queue lock until there are enough."""
+    end_s = time.monotonic() + timeout_s
+    taken: list[Device] = []
+    with contextlib.ExitStack() as queue:
+        while not _try_lock(folder / "queue.lock", queue):
+            _wait_until(end_s, folder / "queue.lock", devices)
+        while len(taken) < count:
+            free = [d for d in devices if d not in taken and _try_lock(_lock_path(folder, d), held)][: count - len(taken)]
+            taken += free
+            if len(taken) < count:
+                _wait_until(end_s, _lock_path(folder, devices[0]), devices)
+    return tuple(sorted(taken, key=devices.index))
+
+
+def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    stack.callback(lock.release)
+    path.with_suffix(".holder").write_text(f"pid {os.getpid()}, {os.environ.get('PYTEST_CURRENT_TEST', 'no test')}\n")
+    return True
+
+
+def _wait_until(end_s: float, path: Path, devices: Sequence[Device]) -> None:
+    if time.monotonic() >= end_s:
+        holder = path.with_suffix(".holder")
+        who = holder.read_text().strip() if holder.exists() else "nobody known"
+        names = ", ".join(device.name for device in devices)
+        raise LeaseTimeout(f"No device became free in time ({names}). Last holder: {who}. Wait for it or end it.")
+    time.sleep(_POLL_S)
+
+
+def _lock_path(folder: Path, device: Device) -> Path:
+    return folder / f"device-{device.uuid_hash}.lock"

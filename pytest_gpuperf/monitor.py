@@ -1,0 +1,191 @@
+"""Telemetry of a region: counters before and after, a reading every 100 ms in between, and what it says of the health."""
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from pytest_gpuperf.nvml import GpuSample, GpuState, Nvml
+from pytest_gpuperf.records import Telemetry
+from pytest_gpuperf.units import format_percent
+
+#: NVML refreshes power and energy about every 100 ms.
+SAMPLE_EVERY_S = 0.1
+#: A shorter window holds too few updates of the energy counter to divide by (zeus: 100 ms; 50 of them are ±2 %).
+ENERGY_FROM_S = 5.0
+#: Share of the time under a thermal slowdown or a power brake from which a result is not the code's.
+UNHEALTHY_SHARE = 0.01
+#: NVBench discards samples below this fraction of the usual clock; so do we.
+CLOCK_FLOOR = 0.75
+
+Number = TypeVar("Number", int, float)
+
+
+class Monitor:
+    """Watch devices while the body of a `with` statement runs; `telemetry` holds the result afterwards.
+
+    Args:
+        nvml: The driver's library, or `None` where there is none: then only the duration is known.
+        uuids: Devices to watch.
+
+    Raises:
+        DeviceError: A device was lost; from entering or leaving the region.
+
+    >>> with Monitor(None, ()) as monitor:
+    ...     pass
+    >>> monitor.telemetry.power_w is None
+    True
+    """
+
+    def __init__(self, nvml: Nvml | None, uuids: Sequence[str]) -> None:
+        self._nvml = nvml
+        self._uuids = tuple(uuids) if nvml else ()
+        self._stop = threading.Event()
+        self._samples: list[GpuSample] = []
+        self._telemetry: Telemetry | None = None
+
+    def __enter__(self) -> Self:
+        self._before = self._states()
+        self._sampler = threading.Thread(target=self._sample_until_stopped, name="gpuperf-monitor", daemon=True)
+        if self._uuids:
+            self._sampler.start()
+        self._start_s = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        duration_s = time.perf_counter() - self._start_s
+        self._stop.set()
+        if self._uuids:
+            self._sampler.join()
+        if error is None:
+            self._telemetry = summarize(self._before, self._states(), self._samples, duration_s)
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """What the devices did between entering and leaving.
+
+        Raises:
+            RuntimeError: The region has not been left yet.
+        """
+        if self._telemetry is None:
+            raise RuntimeError("The telemetry of a region is known when the region has ended.")
+        return self._telemetry
+
+    def _states(self) -> tuple[GpuState, ...]:
+        return tuple(self._nvml.state(uuid) for uuid in self._uuids) if self._nvml else ()
+
+    def _sample_until_stopped(self) -> None:
+        while self._nvml and not self._stop.wait(SAMPLE_EVERY_S):
+            self._samples.extend(self._nvml.sample(uuid) for uuid in self._uuids)
+
+
+def summarize(
+    before: Sequence[GpuState], after: Sequence[GpuState], samples: Sequence[GpuSample], duration_s: float
+) -> Telemetry:
+    """Condense counters and samples of one or more devices.
+
+    Power and energy are summed over the devices, clocks averaged; temperature, memory and shares are those of the worst.
+    """
+    devices = max(len(after), 1)
+    readings = samples or [
+        GpuSample(sm_clock_mhz=s.sm_clock_mhz, power_w=s.power_w, temperature_c=s.temperature_c) for s in after
+    ]
+    energy_j = _sum(_differences("energy_j", before, after))
+    power_w = _mean(sample.power_w for sample in readings)
+    return Telemetry(
+        duration_s=duration_s,
+        sm_clock_mhz=_mean(sample.sm_clock_mhz for sample in readings),
+        power_w=None if power_w is None else power_w * devices,
+        energy_j=energy_j if duration_s >= ENERGY_FROM_S else None,
+        temperature_c=_largest(sample.temperature_c for sample in readings),
+        memory_used_bytes=_largest(state.memory_used_bytes for state in after),
+        power_cap_share=_share("power_cap_s", before, after, duration_s),
+        sync_boost_share=_share("sync_boost_s", before, after, duration_s),
+        sw_thermal_share=_share("sw_thermal_s", before, after, duration_s),
+        hw_thermal_share=_share("hw_thermal_s", before, after, duration_s),
+        power_brake_share=_share("power_brake_s", before, after, duration_s),
+        other_process_pids=_other_processes([*before, *after]),
+    )
+
+
+def health(telemetry: Telemetry, *, usual_clock_mhz: float | None = None) -> str | None:
+    """Say why a result taken under this telemetry is not the code's, or `None` if the device was well.
+
+    Args:
+        telemetry: Of the measurement.
+        usual_clock_mhz: Mean SM clock of the baseline's runs.
+    """
+    causes = (
+        ("thermal slowdown by the hardware", telemetry.hw_thermal_share),
+        ("thermal slowdown by the driver", telemetry.sw_thermal_share),
+        ("an external power brake", telemetry.power_brake_share),
+    )
+    for cause, share in causes:
+        if share is not None and share > UNHEALTHY_SHARE:
+            return f"{cause} for {format_percent(share)} of the time"
+    if telemetry.other_process_pids:
+        pids = ", ".join(map(str, telemetry.other_process_pids))
+        return f"another process used the GPU (pid {pids})"
+    clock_mhz = telemetry.sm_clock_mhz
+    if clock_mhz and usual_clock_mhz and clock_mhz < CLOCK_FLOOR * usual_clock_mhz:
+        return f"the SM clock was {clock_mhz:.0f} MHz, {usual_clock_mhz:.0f} MHz in the baseline"
+    return None
+
+
+def _other_processes(states: Sequence[GpuState]) -> tuple[int, ...] | None:
+    """Processes on the device that are neither we nor of our family; `None` where the driver does not tell.
+
+    A container sees the host's process ids, which say nothing about who is who: such a pid does not exist here.
+    """
+    known = [pid for state in states if state.process_pids is not None for pid in state.process_pids]
+    if not known and all(state.process_pids is None for state in states):
+        return None
+    return tuple(sorted({pid for pid in known if Path(f"/proc/{pid}").exists() and not _is_family(pid)}))
+
+
+def _is_family(pid: int) -> bool:
+    """Whether the process is this one, its ancestor, or shares its parent, as the workers of pytest-xdist do."""
+    own = _ancestors(os.getpid())
+    return pid in own or bool(set(_ancestors(pid)) & set(own[:2]))
+
+
+def _ancestors(pid: int) -> list[int]:
+    """The process and its parents up to, not including, the first."""
+    line: list[int] = []
+    while pid > 1:
+        line.append(pid)
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            break
+        pid = next((int(row.split()[1]) for row in status.splitlines() if row.startswith("PPid:")), 0)
+    return line
+
+
+def _differences(name: str, before: Sequence[GpuState], after: Sequence[GpuState]) -> list[float | None]:
+    pairs = [(getattr(b, name), getattr(a, name)) for b, a in zip(before, after, strict=True)]
+    return [None if start is None or end is None else end - start for start, end in pairs]
+
+
+def _share(name: str, before: Sequence[GpuState], after: Sequence[GpuState], duration_s: float) -> float | None:
+    worst_s = _largest(_differences(name, before, after))
+    return None if worst_s is None or duration_s <= 0 else min(worst_s / duration_s, 1.0)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _largest(values: Iterable[Number | None]) -> Number | None:
+    return max((value for value in values if value is not None), default=None)

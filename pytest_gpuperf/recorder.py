@@ -1,0 +1,271 @@
+"""What one test measures: the object behind `gpu_benchmark` and `perf`."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Literal
+
+from pytest_gpuperf.devices import Device
+from pytest_gpuperf.errors import MeasurementError, UsageError
+from pytest_gpuperf.monitor import Monitor
+from pytest_gpuperf.nvml import Nvml
+from pytest_gpuperf.records import ClockName, Kind, Measurement, Method, Mode, Record, Telemetry
+from pytest_gpuperf.timing import Stopwatch, Timing, measure
+from pytest_gpuperf.units import Better, direction, format_percent, format_value, parse_tolerance, to_base
+from pytest_gpuperf.workloads import Workload
+
+#: A value this far above the hardware's peak is an error of the measurement.
+OVER_PEAK = 1.02
+
+
+class Work(Record):
+    """What a call costs and how to measure it; from the workload, or from the arguments of `gpu_benchmark`."""
+
+    kind: Kind | None = None
+    mode: Mode | None = None
+    flop: float | None = None
+    bytes_moved: float | None = None
+    dtype: str | None = None
+
+
+class Region:
+    """A stretch of a test under watch: its time, and what the GPU did meanwhile. From `perf.region()`.
+
+    The device has finished all earlier work when the region begins, and all of the region's when it ends.
+    """
+
+    def __init__(self, name: str, monitor: Monitor) -> None:
+        self.name = name
+        self._monitor = monitor
+
+    @property
+    def telemetry(self) -> Telemetry:
+        """Clocks, power, temperature and slowdowns during the region; known when it has ended."""
+        return self._monitor.telemetry
+
+    @property
+    def time_s(self) -> float:
+        """Wall-clock seconds of the region."""
+        return self.telemetry.duration_s
+
+    @property
+    def energy_j(self) -> float | None:
+        """Energy of the devices in joules; `None` under 5 s, where the counter is too coarse, or without NVML."""
+        return self.telemetry.energy_j
+
+
+class Recorder:
+    """Measures and records the metrics of one test.
+
+    Args:
+        devices: Those that the test holds.
+        nvml: The driver's library, or `None`.
+        stopwatch: Makes the stopwatch of the first device; called only when something is measured.
+        synchronize: Waits for all devices to finish.
+        preferred: Method of each metric's baseline.
+        defaults: `tolerance` and `mode` of the test's `perf` marker.
+        budget_s: Most seconds to measure one metric.
+    """
+
+    def __init__(
+        self,
+        devices: tuple[Device, ...],
+        *,
+        nvml: Nvml | None,
+        stopwatch: Callable[[], Stopwatch],
+        synchronize: Callable[[], None],
+        preferred: Mapping[str, Method],
+        tolerance: float | None = None,
+        mode: Mode | None = None,
+        budget_s: float | None = None,
+    ) -> None:
+        self.devices = devices
+        self.measurements: list[Measurement] = []
+        self._nvml = nvml
+        self._stopwatch = stopwatch
+        self._synchronize = synchronize
+        self._preferred = preferred
+        self._tolerance = tolerance
+        self._mode = mode
+        self._budget_s = budget_s
+
+    def benchmark(
+        self,
+        call: Callable[[], object],
+        *,
+        metric: str | None = None,
+        work: Work,
+        clock: ClockName | None = None,
+        tolerance: object = None,
+    ) -> Measurement:
+        """Measure a call on the device's clock.
+
+        Raises:
+            UsageError: A wrong argument, or the metric was recorded before.
+            MeasurementError: No work was seen, or more than 102 % of the hardware's peak.
+        """
+        if not callable(call):
+            raise UsageError(f"gpu_benchmark needs a callable without arguments, not {type(call).__name__}.")
+        work = _complete(call, work, self._mode)
+        metric = metric or ("throughput" if work.flop else "bandwidth" if work.bytes_moved else "time")
+        self._refuse_second(metric)
+        allowed = self._tolerance if tolerance is None else parse_tolerance(tolerance)
+        with self._monitor() as monitor:
+            timing = measure(
+                call,
+                stopwatch=self._stopwatch(),
+                mode=work.mode,
+                clock=clock,
+                prefer=self._preferred.get(metric),
+                budget_s=self._budget_s,
+            )
+        return self._add(_measurement(metric, timing, work, self.devices[0], allowed, monitor.telemetry))
+
+    def record(
+        self,
+        metric: str,
+        value: float,
+        *,
+        unit: str,
+        better: Better | None = None,
+        contradicts_unit: bool = False,
+        tolerance: object = None,
+    ) -> Measurement:
+        """Record an end-to-end metric that the test measured itself.
+
+        Args:
+            metric: Its name, unique within the test.
+            value: A finite number above zero, in `unit`.
+            unit: `tok/s`, `ms`, `GB/s`, `J/tok`, ...; kept in its base unit.
+            better: Needed where the unit does not say whether more or less is better.
+            contradicts_unit: Needed for a direction against the unit's own.
+            tolerance: Largest slowdown accepted: `0.05` or `"5%"`.
+
+        Raises:
+            UsageError: A wrong argument, or the metric was recorded before.
+        """
+        if not isinstance(metric, str) or not metric.strip():
+            raise UsageError(f"The name of a metric is text, not {metric!r}.")
+        self._refuse_second(metric)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise UsageError(f"{metric} = {value!r} is not a finite number above zero, so it cannot be judged.")
+        base_value, base_unit = to_base(float(value), unit)
+        return self._add(
+            Measurement(
+                metric=metric,
+                value=base_value,
+                unit=base_unit,
+                better=direction(unit, better=better, contradicts_unit=contradicts_unit),
+                kind="end-to-end",
+                method=Method(clock="wall", mode="recorded"),
+                tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
+            )
+        )
+
+    @contextmanager
+    def region(self, name: str = "region") -> Iterator[Region]:
+        """Watch the devices during a `with` block, which begins and ends with all of their work done."""
+        self._synchronize()
+        monitor = self._monitor()
+        with monitor:
+            yield Region(name, monitor)
+            self._synchronize()
+
+    def add_foreign(self, measurement: Measurement) -> None:
+        """Add what another tool measured in this test, such as pytest-benchmark's fixture."""
+        self._refuse_second(measurement.metric)
+        self._add(measurement)
+
+    def _monitor(self) -> Monitor:
+        return Monitor(self._nvml, [device.uuid for device in self.devices if device.kind == "cuda"])
+
+    def _refuse_second(self, metric: str) -> None:
+        if any(known.metric == metric for known in self.measurements):
+            raise UsageError(
+                f"The metric {metric!r} was recorded twice in this test. Give the second one a name of its own: "
+                "gpu_benchmark(..., metric=NAME) or perf.record(NAME, ...)."
+            )
+
+    def _add(self, measurement: Measurement) -> Measurement:
+        self.measurements.append(measurement)
+        return measurement
+
+
+def _complete(call: object, work: Work, mode: Mode | None) -> Work:
+    """Fill in what a workload knows about itself; arguments and the marker win."""
+    own = call if isinstance(call, Workload) else None
+    for name, amount in (("flops", work.flop), ("bytes", work.bytes_moved)):
+        if amount is not None and not (isinstance(amount, (int, float)) and math.isfinite(amount) and amount > 0):
+            raise UsageError(f"{name}={amount!r} is not a finite number above zero.")
+    return Work(
+        kind=work.kind or (own.kind if own else None),
+        mode=work.mode or mode or (own.mode if own else None),
+        flop=work.flop or (own.flop if own else None),
+        bytes_moved=work.bytes_moved or (own.bytes_moved if own else None),
+        dtype=work.dtype or (own.dtype if own else None),
+    )
+
+
+def _measurement(
+    metric: str, timing: Timing, work: Work, device: Device, tolerance: float | None, telemetry: Telemetry
+) -> Measurement:
+    """Turn a time into the metric that people speak of: FLOP/s, B/s, or the time itself."""
+    amount = work.flop or work.bytes_moved
+    unit = "FLOP/s" if work.flop else "B/s" if work.bytes_moved else "s"
+    kind: Kind = work.kind or ("compute" if work.flop else "memory")
+    peak = _peak(unit, kind, work.dtype, device)
+    measurement = Measurement(
+        metric=metric,
+        value=amount / timing.value_s if amount else timing.value_s,
+        unit=unit,
+        better="higher" if amount else "lower",
+        kind=kind,
+        method=timing.method,
+        tolerance=tolerance,
+        samples_s=timing.samples_s,
+        calls_per_sample=timing.calls_per_sample,
+        flop=work.flop,
+        bytes_moved=work.bytes_moved,
+        peak=peak,
+        is_peak_computed=peak is not None and device.is_peak_computed,
+        spread=timing.spread,
+        unstable=timing.unstable,
+        telemetry=telemetry,
+    )
+    _refuse_over_peak(measurement, device)
+    return measurement
+
+
+def _peak(unit: Literal["FLOP/s", "B/s", "s"], kind: Kind, dtype: str | None, device: Device) -> float | None:
+    if unit == "FLOP/s":
+        return device.peak_flops_per_s.get(dtype) if dtype else None
+    if unit == "B/s":
+        return device.pcie_bandwidth_bytes_per_s if kind == "transfer" else device.peak_bandwidth_bytes_per_s
+    return None
+
+
+def _refuse_over_peak(measurement: Measurement, device: Device) -> None:
+    fraction = measurement.fraction_of_peak
+    if fraction is None or fraction <= OVER_PEAK:
+        return
+    raise MeasurementError(
+        f"{measurement.metric} is {format_value(measurement.value, measurement.unit)}, "
+        f"{format_percent(fraction)} of the peak of {device.name} "
+        f"({format_value(measurement.peak or 0.0, measurement.unit)}): more than the hardware can do. "
+        "Likely causes: the work is counted wrong, the result is cached or never used, or the data fit in the cache."
+    )
+
+
+def without_frames_of(error: BaseException, package_folder: str) -> TracebackType | None:
+    """The error's traceback without the frames of this package, so that a user sees their own code alone."""
+    kept: list[TracebackType] = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        if not traceback.tb_frame.f_code.co_filename.startswith(package_folder):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    chain: TracebackType | None = None
+    for item in reversed(kept):
+        chain = TracebackType(chain, item.tb_frame, item.tb_lasti, item.tb_lineno)
+    return chain

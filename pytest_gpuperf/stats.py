@@ -1,0 +1,273 @@
+"""Intervals, Student t, and how runs, sessions and GPUs differ: pure functions of numbers."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist, fmean, harmonic_mean, median, stdev, variance
+
+from pytest_gpuperf.errors import MeasurementError
+
+#: Above this the normal approximation gives the same ranks as the binomial distribution, or wider by one.
+_EXACT_RANKS_UP_TO = 100
+#: Terms of the continued fraction: converges in about sqrt(degrees of freedom) of them.
+_FRACTION_TERMS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate and the ends of its confidence interval."""
+
+    low: float
+    centre: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLogs:
+    """The runs of one session as logarithms of their values.
+
+    Attributes:
+        device_group: The physical devices that the session ran on; equal groups are the same devices.
+        logs: One a run; at least one.
+    """
+
+    device_group: Hashable
+    logs: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the runs."""
+        return fmean(self.logs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VarianceComponents:
+    """Variances of the logarithm of a value; their square roots are relative standard deviations.
+
+    Attributes:
+        within: Between runs of one session.
+        session: Between sessions on one physical GPU, without `within`.
+        device: Between physical GPUs of one model, without the other two.
+        degrees_of_freedom: For Student t; of a prior, the sessions that it is worth.
+    """
+
+    within: float
+    session: float
+    device: float
+    degrees_of_freedom: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the mean of the current runs should be if nothing changed, and how far off it may be."""
+
+    expected_log: float
+    standard_error: float
+
+
+def normal_quantile(probability: float) -> float:
+    """Return the quantile of the standard normal distribution."""
+    return NormalDist().inv_cdf(probability)
+
+
+@lru_cache(maxsize=1024)
+def t_quantile(probability: float, degrees_of_freedom: float) -> float:
+    """Return the quantile of Student's t distribution.
+
+    With t = sqrt(n) tan(angle) the density becomes C cos(angle)**(n - 1), and the probability between 0 and t half the
+    incomplete beta function of sin(angle)**2 (Abramowitz & Stegun, 26.5.27). That is concave in the angle, so Newton's
+    steps from the normal quantile, which is never too large, rise to the root and cannot pass it.
+
+    Args:
+        probability: Between 0 and 1, without the ends.
+        degrees_of_freedom: At least 1.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    >>> round(t_quantile(0.975, 10), 3)
+    2.228
+    """
+    if not 0 < probability < 1 or not degrees_of_freedom >= 1:
+        raise ValueError(
+            f"t_quantile({probability}, {degrees_of_freedom}): need 0 < probability < 1, degrees_of_freedom >= 1."
+        )
+    if probability == 0.5:
+        return 0.0
+    if probability < 0.5:
+        return -t_quantile(1 - probability, degrees_of_freedom)
+    half = degrees_of_freedom / 2
+    density = math.exp(math.lgamma(half + 0.5) - math.lgamma(half)) / math.sqrt(math.pi)
+    angle, step = math.atan(normal_quantile(probability) / math.sqrt(degrees_of_freedom)), 1.0
+    while step > 1e-14:
+        missing = probability - 0.5 - _incomplete_beta(math.sin(angle) ** 2, math.cos(angle) ** 2, 0.5, half) / 2
+        step = missing / (density * math.cos(angle) ** (degrees_of_freedom - 1))
+        angle += step
+    return math.sqrt(degrees_of_freedom) * math.tan(angle)
+
+
+def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Return the median and an interval for it that holds for any distribution of independent samples.
+
+    The ends are order statistics: the number of samples below the median is binomial with p = 1/2 (Conover, Practical
+    Nonparametric Statistics, section 3.2). With fewer samples than the confidence needs (6 for 95 %), they are the
+    smallest and the largest; a single sample has no width.
+
+    Raises:
+        MeasurementError: There are no samples.
+    """
+    if not samples:
+        raise MeasurementError("No samples: nothing was measured, so there is no median.")
+    ordered = sorted(samples)
+    rank = max(_lower_rank(len(ordered), confidence), 1)
+    return Interval(low=ordered[rank - 1], centre=median(ordered), high=ordered[-rank])
+
+
+def mean_interval(samples: Sequence[float], *, batches: int = 10, confidence: float = 0.95) -> Interval:
+    """Return the mean and an interval for it that allows for neighbouring samples being alike.
+
+    Batch means: the samples, in order, are cut into batches whose lengths differ by one at most, and the means of the
+    batches are taken as independent, which holds if a batch is longer than what makes neighbours alike (Law & Kelton,
+    Simulation Modeling and Analysis, chapter 9, "batch means").
+
+    Args:
+        samples: In the order in which they were taken; at least two.
+        batches: How many, two or more; where there are fewer samples, each is a batch.
+        confidence: Probability that the interval holds the mean.
+
+    Raises:
+        MeasurementError: There are fewer than two samples.
+    """
+    count = len(samples)
+    if count < 2:
+        raise MeasurementError(f"{count} samples: an interval of the mean needs two or more. Measure for longer.")
+    batches = min(count, batches)
+    means = [fmean(samples[count * i // batches : count * (i + 1) // batches]) for i in range(batches)]
+    half = t_quantile((1 + confidence) / 2, batches - 1) * stdev(means) / math.sqrt(batches)
+    centre = fmean(samples)
+    return Interval(low=centre - half, centre=centre, high=centre + half)
+
+
+def relative_half_width(interval: Interval) -> float:
+    """Return half the width of an interval as a fraction of its centre."""
+    return (interval.high - interval.low) / 2 / interval.centre
+
+
+def variance_components(
+    sessions: Sequence[SessionLogs], *, prior: VarianceComponents, floor: float
+) -> VarianceComponents:
+    """Split the spread of a baseline into runs, sessions and GPUs, each shrunk towards the prior.
+
+    Each raw variance is the analysis of variance's, less what the level below adds to it, never below zero (Searle,
+    Casella & McCulloch, Variance Components, 1992, chapter 3). It is then averaged with the prior's, weighted by the
+    degrees of freedom of both (Smyth 2004, doi 10.2202/1544-6115.1027): five sessions alone say little of a variance.
+
+    Args:
+        sessions: At least one.
+        prior: Variances expected before any session, and the degrees of freedom that they are worth.
+        floor: Least relative standard deviation between sessions.
+    """
+    groups = _by_device(sessions)
+    runs = [len(session.logs) for session in sessions]
+    worth = prior.degrees_of_freedom
+
+    freedom = sum(runs) - len(sessions)
+    squares = sum(_squares(session.logs) for session in sessions)
+    within = (squares + worth * prior.within) / (freedom + worth)
+
+    freedom = len(sessions) - len(groups)
+    squares = sum(_squares([session.mean for session in group]) for group in groups)
+    excess = max(squares - freedom * within / harmonic_mean(runs), 0.0)
+    between_sessions = max((excess + worth * prior.session) / (freedom + worth), floor**2)
+
+    freedom = len(groups) - 1
+    sampling = fmean(_variance_of_mean(group, between_sessions, within) for group in groups)
+    spread = variance(_mean(group) for group in groups) if freedom else 0.0
+    between_devices = (freedom * max(spread - sampling, 0.0) + worth * prior.device) / (freedom + worth)
+
+    return VarianceComponents(
+        within=within,
+        session=between_sessions,
+        device=between_devices,
+        degrees_of_freedom=len(sessions) - 1 + worth,
+    )
+
+
+def predict(
+    sessions: Sequence[SessionLogs], components: VarianceComponents, *, device_group: Hashable, current_runs: int
+) -> Prediction:
+    """Predict the mean of new runs, in a new session on a given device, from the sessions so far.
+
+    The best linear unbiased prediction with an unknown common mean, estimated by generalised least squares (Henderson
+    1975, doi 10.2307/2529430; Searle, Casella & McCulloch, Variance Components, 1992, chapter 7; in geostatistics,
+    ordinary kriging). Sessions on the same device share its deviation, so they weigh more. With B balanced sessions on
+    that one device the squared error is session (1 + 1/B) + within (1/current_runs + 1/all runs).
+
+    Args:
+        sessions: At least one.
+        components: Variances of the three levels.
+        device_group: The physical devices of the new runs.
+        current_runs: How many new runs are averaged.
+    """
+    import numpy as np
+
+    groups = [session.device_group for session in sessions]
+    own = np.array([components.session + components.within / len(session.logs) for session in sessions])
+    shared = components.device * np.array([[a == b for b in groups] for a in groups], dtype=float)
+    to_current = components.device * np.array([group == device_group for group in groups], dtype=float)
+    ones = np.ones(len(sessions))
+
+    # V: [sessions, sessions], covariance of the session means
+    by_mean, by_current = np.linalg.solve(shared + np.diag(own), np.column_stack([ones, to_current])).T
+    left_over = 1 - ones @ by_current  # weight that the common mean takes
+    weights = by_current + left_over * by_mean / (ones @ by_mean)
+    current = components.device + components.session + components.within / current_runs
+    squared = current - to_current @ by_current + left_over**2 / (ones @ by_mean)
+    means = np.array([session.mean for session in sessions])
+    return Prediction(expected_log=float(weights @ means), standard_error=math.sqrt(squared))
+
+
+def _incomplete_beta(x: float, one_minus_x: float, a: float, b: float) -> float:
+    # Regularised, by the continued fraction 26.5.8 of Abramowitz & Stegun, evaluated from its far end. Both x and its
+    # complement are given, since either may be too small to be found by subtraction.
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _incomplete_beta(one_minus_x, x, b, a)
+    fraction = 1.0
+    for m in range(_FRACTION_TERMS, 0, -1):
+        fraction = 1 + m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)) / fraction
+        n = m - 1
+        fraction = 1 - (a + n) * (a + b + n) * x / ((a + 2 * n) * (a + 2 * n + 1)) / fraction
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    return math.exp(a * math.log(x) + b * math.log(one_minus_x) - log_beta) / (a * fraction)
+
+
+def _lower_rank(count: int, confidence: float) -> int:
+    tail = (1 - confidence) / 2
+    if count > _EXACT_RANKS_UP_TO:
+        return math.floor((count - normal_quantile(1 - tail) * math.sqrt(count)) / 2)
+    rank, below = 0, 2.0**-count
+    while below <= tail:
+        rank += 1
+        below += math.comb(count, rank) * 2.0**-count
+    return rank
+
+
+def _by_device(sessions: Sequence[SessionLogs]) -> list[list[SessionLogs]]:
+    groups: dict[Hashable, list[SessionLogs]] = {}
+    for session in sessions:
+        groups.setdefault(session.device_group, []).append(session)
+    return list(groups.values())
+
+
+def _squares(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return sum((value - mean) ** 2 for value in values)
+
+
+def _mean(group: Sequence[SessionLogs]) -> float:
+    return fmean(session.mean for session in group)
+
+
+def _variance_of_mean(group: Sequence[SessionLogs], session: float, within: float) -> float:
+    return sum(session + within / len(one.logs) for one in group) / len(group) ** 2

@@ -1,0 +1,94 @@
+"""Moving bytes: within the device's memory, and between it and the host."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.records import Kind, Mode
+
+Direction = Literal["copy", "read", "write"]
+
+
+class MemoryBandwidth:
+    """Copy, read or write a buffer in the device's memory.
+
+    Args:
+        direction: `copy` (reads and writes each byte once), `read` (a sum over the buffer), `write` (a fill).
+        size_bytes: Size of the buffer; several times the last-level cache, or the cache is what is measured.
+        device: `"cuda:0"`, `"cpu"`, ...
+        slowdown: Extra bytes as a fraction, for planting a slowdown of known size.
+
+    Raises:
+        UsageError: An unknown direction.
+    """
+
+    kind: Kind = "memory"
+    mode: Mode | None = "cold"
+    flop = None
+    dtype = None
+
+    def __init__(self, direction: Direction, *, size_bytes: int, device: str, slowdown: float = 0.0) -> None:
+        import torch
+
+        elements = size_bytes // 4
+        generator = torch.Generator(device).manual_seed(0)
+        source = torch.randn(round(elements * (1 + slowdown)), device=device, generator=generator)
+        target = torch.empty_like(source) if direction == "copy" else source
+        calls: dict[str, Callable[[], object]] = {
+            "copy": lambda: target.copy_(source),
+            "read": source.sum,
+            "write": lambda: source.fill_(1.0),
+        }
+        if direction not in calls:
+            raise UsageError(f"MemoryBandwidth knows no direction {direction!r}. Valid: {', '.join(calls)}.")
+        self._call = calls[direction]
+        self.bytes_moved: float | None = 4.0 * elements * (2 if direction == "copy" else 1)
+
+    def __call__(self) -> object:
+        """Move the bytes once."""
+        return self._call()
+
+
+class HostTransfer:
+    """Copy a buffer from the host to the device or back; over PCIe on most machines.
+
+    Args:
+        direction: `host_to_device` or `device_to_host`.
+        size_bytes: Size of the buffer.
+        device: `"cuda:0"`, ...
+        pinned: Page-locked host memory, which the device reads by itself; pageable memory goes through the driver's
+            staging buffer and depends on the host.
+
+    Raises:
+        UsageError: An unknown direction.
+    """
+
+    kind: Kind = "transfer"
+    mode: Mode | None = "cold"
+    flop = None
+    dtype = None
+
+    def __init__(
+        self,
+        direction: Literal["host_to_device", "device_to_host"],
+        *,
+        size_bytes: int,
+        device: str,
+        pinned: bool,
+    ) -> None:
+        import torch
+
+        if direction not in ("host_to_device", "device_to_host"):
+            raise UsageError(
+                f"HostTransfer knows no direction {direction!r}. Valid: device_to_host, host_to_device."
+            )
+        host = torch.randn(size_bytes // 4, generator=torch.Generator().manual_seed(0))
+        host = host.pin_memory() if pinned else host
+        near = torch.empty_like(host, device=device)
+        source, self._target = (host, near) if direction == "host_to_device" else (near, host)
+        self._source = source
+        self.bytes_moved: float | None = 4.0 * host.numel()
+
+    def __call__(self) -> object:
+        """Copy once."""
+        return self._target.copy_(self._source, non_blocking=True)
