@@ -5,7 +5,8 @@ GpuperfError
 ├── BaselineError      a baseline file that cannot be trusted or written
 ├── MeasurementError   a measurement that cannot be right: over the peak, no work, no samples
 └── DeviceError        no GPU where one is needed, NVML missing, a GPU that is lost
-    └── LeaseTimeout   every suitable GPU was held by somebody else for too long
+    ├── LeaseTimeout   every suitable GPU was held by somebody else for too long
+    └── NotSupported   work that this device cannot do, or that does not fit: the test is skipped
 
 Each message says what happened with its numbers, against what, the likely cause, and the command that mends it.
 """
@@ -33,3 +34,7 @@ class DeviceError(GpuperfError):
 
 class LeaseTimeout(DeviceError):
     """No suitable device became free in time."""
+
+
+class NotSupported(DeviceError):  # noqa: N818 - reads as what it means: skipped, not failed
+    """Work that this device cannot do, or that does not fit into its memory. Raised in a test, it skips the test."""

@@ -1,6 +1,6 @@
 """Exclusive use of devices across the workers of a run and across separate runs on one host.
 
-One process at a time holds the queue lock and collects all devices it needs, so nobody ever holds one and waits for
+One process at a time holds the queue lock while it takes all the devices it needs, so nobody ever holds one and waits for
 another, and a test that needs eight GPUs is not overtaken for ever by tests that need one. The locks are `flock`s: the
 kernel frees them when a process dies.
 """
@@ -45,42 +45,39 @@ def lock_folder() -> Path:
 
 @contextlib.contextmanager
 def lease(
-    devices: Sequence[Device], count: int, *, folder: Path | None = None, timeout_s: float = TIMEOUT_S
+    sets: Sequence[tuple[Device, ...]], *, folder: Path | None = None, timeout_s: float = TIMEOUT_S
 ) -> Iterator[tuple[Device, ...]]:
-    """Hold `count` of the devices exclusively, all or none.
+    """Hold one set of devices exclusively: all of it or nothing.
 
     Args:
-        devices: Those that would do, in order of preference.
-        count: How many are needed.
+        sets: Those that would do, in order of preference; at least one.
         folder: Where the lock files are; `None`: `lock_folder()`.
         timeout_s: How long to wait for others.
 
     Raises:
-        LeaseTimeout: They did not become free in time; the message names who holds them.
-        DeviceError: Fewer than `count` devices were given.
+        LeaseTimeout: None became free in time; the message names who held them last.
     """
-    if len(devices) < count:
-        raise DeviceError(f"{count} devices are needed, {len(devices)} would do.")
     folder = folder or lock_folder()
-    with contextlib.ExitStack() as held:
-        yield _collect(devices, count, folder, held, timeout_s)
-
-
-def _collect(
-    devices: Sequence[Device], count: int, folder: Path, held: contextlib.ExitStack, timeout_s: float
-) -> tuple[Device, ...]:
-    """Take devices one by one under the queue lock until there are enough."""
     end_s = time.monotonic() + timeout_s
-    taken: list[Device] = []
-    with contextlib.ExitStack() as queue:
-        while not _try_lock(folder / "queue.lock", queue):
-            _wait_until(end_s, folder / "queue.lock", devices)
-        while len(taken) < count:
-            free = [d for d in devices if d not in taken and _try_lock(_lock_path(folder, d), held)][: count - len(taken)]
-            taken += free
-            if len(taken) < count:
-                _wait_until(end_s, _lock_path(folder, devices[0]), devices)
-    return tuple(sorted(taken, key=devices.index))
+    with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as queue:
+            while not _try_lock(folder / "queue.lock", queue):
+                _wait_until(end_s, folder / "queue.lock", sets)
+            while (taken := _take_any(sets, folder, held)) is None:
+                _wait_until(end_s, _lock_path(folder, sets[0][0]), sets)
+        yield taken
+
+
+def _take_any(
+    sets: Sequence[tuple[Device, ...]], folder: Path, held: contextlib.ExitStack
+) -> tuple[Device, ...] | None:
+    """Lock the first set that is free as a whole."""
+    for devices in sets:
+        with contextlib.ExitStack() as attempt:
+            if all(_try_lock(_lock_path(folder, device), attempt) for device in devices):
+                held.push(attempt.pop_all())
+                return devices
+    return None
 
 
 def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
@@ -96,11 +93,11 @@ def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
     return True
 
 
-def _wait_until(end_s: float, path: Path, devices: Sequence[Device]) -> None:
+def _wait_until(end_s: float, path: Path, sets: Sequence[tuple[Device, ...]]) -> None:
     if time.monotonic() >= end_s:
         holder = path.with_suffix(".holder")
         who = holder.read_text().strip() if holder.exists() else "nobody known"
-        names = ", ".join(device.name for device in devices)
+        names = ", ".join(sorted({device.name for devices in sets for device in devices}))
         raise LeaseTimeout(f"No device became free in time ({names}). Last holder: {who}. Wait for it or end it.")
     time.sleep(_POLL_S)
 

@@ -19,7 +19,7 @@ from pytest_gpuperf.workloads import Workload
 OVER_PEAK = 1.02
 
 
-class Work(Record):
+class Work(Record, frozen=True):
     """What a call costs and how to measure it; from the workload, or from the arguments of `gpu_benchmark`."""
 
     kind: Kind | None = None

@@ -24,7 +24,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the types below: immutable, keyword-only, strict when read."""
 
 
-class Method(Record):
+class Method(Record, frozen=True):
     """How a value was measured. Part of a metric's identity: two methods are never compared.
 
     Attributes:
@@ -40,7 +40,7 @@ class Method(Record):
         return f"{self.mode}, {self.clock}"
 
 
-class Telemetry(Record):
+class Telemetry(Record, frozen=True):
     """What the GPU did during one measurement. Shares are fractions of the measured time, 0 to 1.
 
     Sources: NVML clocks, power, temperature sampled about every 100 ms; energy from the total-energy counter;
@@ -61,7 +61,7 @@ class Telemetry(Record):
     other_process_pids: tuple[int, ...] | None = None
 
 
-class Hardware(Record):
+class Hardware(Record, frozen=True):
     """What must match for two results to be comparable.
 
     Attributes:
@@ -79,14 +79,14 @@ class Hardware(Record):
     is_mig: bool = False
 
 
-class Environment(Record):
+class Environment(Record, frozen=True):
     """Hardware, which must match, and versions, which are noted: a slower driver is what users want to catch."""
 
     hardware: Hardware
     versions: dict[str, str] = {}
 
 
-class Measurement(Record):
+class Measurement(Record, frozen=True):
     """One metric of one test in one run.
 
     Attributes:
@@ -184,7 +184,7 @@ class Measurement(Record):
         )
 
 
-class Verdict(Record):
+class Verdict(Record, frozen=True):
     """What the judge says of one metric.
 
     Attributes:
@@ -218,7 +218,7 @@ class Verdict(Record):
     is_low_power: bool = False
 
 
-class TestKey(Record):
+class TestKey(Record, frozen=True):
     """Where a test's baseline lives: module path from the root, and the test's name with its class and parameters."""
 
     __test__ = False
@@ -230,7 +230,7 @@ class TestKey(Record):
         return f"{self.module}::{self.test}"
 
 
-class BaselineRun(Record):
+class BaselineRun(Record, frozen=True):
     """One accepted run of one metric.
 
     Attributes:
@@ -246,7 +246,7 @@ class BaselineRun(Record):
     power_w: float | None = None
 
 
-class Session(Record):
+class Session(Record, frozen=True):
     """One visit to a machine that was accepted as good, with its runs.
 
     Attributes:
@@ -266,7 +266,7 @@ class Session(Record):
     commit: str | None = None
 
 
-class MetricBaseline(Record):
+class MetricBaseline(Record, frozen=True):
     """The sessions of one epoch of one metric, oldest first.
 
     Attributes:
@@ -286,7 +286,7 @@ class MetricBaseline(Record):
     reason: str | None = None
 
 
-class BaselineFile(Record):
+class BaselineFile(Record, frozen=True):
     """All baselines of one test module on one kind of device.
 
     Attributes:
@@ -302,7 +302,7 @@ class BaselineFile(Record):
     tests: dict[str, dict[str, MetricBaseline]]
 
 
-class RunInfo(Record, tag="run", tag_field="record"):
+class RunInfo(Record, frozen=True, tag="run", tag_field="record"):
     """First line of results.jsonl: the process that measured.
 
     Attributes:
@@ -319,7 +319,7 @@ class RunInfo(Record, tag="run", tag_field="record"):
     commit: str | None = None
 
 
-class TestRecord(Record, tag="test", tag_field="record"):
+class TestRecord(Record, frozen=True, tag="test", tag_field="record"):
     """One test's measurements, verdicts, the environment and devices they were taken on.
 
     Attributes:
@@ -342,18 +342,38 @@ class TestRecord(Record, tag="test", tag_field="record"):
     worker: str | None = None
 
 
+class RunEnd(Record, frozen=True, tag="end", tag_field="record"):
+    """Last line of results.jsonl; missing when the run was killed.
+
+    Attributes:
+        tests: Every test that was collected and had its turn, skipped ones included, as `module::test`.
+        is_whole: No test was deselected and none was left out by an early end, so what is missing is gone.
+    """
+
+    tests: tuple[str, ...]
+    is_whole: bool
+
+
+class Results(Record, frozen=True):
+    """A whole results.jsonl."""
+
+    run: RunInfo
+    tests: tuple[TestRecord, ...]
+    end: RunEnd | None = None
+
+
 def encode(record: Record) -> bytes:
     """One line of JSON with sorted keys. Non-finite numbers become null, and are then refused when read."""
     return msgspec.json.encode(record, order="sorted")
 
 
-def decode_lines(lines: Iterable[bytes]) -> tuple[RunInfo, tuple[TestRecord, ...]]:
-    """Read results.jsonl: the run, then its tests. A last line cut off by a kill is left out.
+def decode_lines(lines: Iterable[bytes]) -> Results:
+    """Read results.jsonl. A last line cut off by a kill is left out.
 
     Raises:
         UsageError: The first line is not a run of this schema, or another line is not a record.
     """
-    decoder = msgspec.json.Decoder(RunInfo | TestRecord)
+    decoder = msgspec.json.Decoder(RunInfo | TestRecord | RunEnd)
     complete = [line for line in lines if line.endswith(b"\n")]
     try:
         records = [decoder.decode(line) for line in complete]
@@ -363,4 +383,8 @@ def decode_lines(lines: Iterable[bytes]) -> tuple[RunInfo, tuple[TestRecord, ...
         raise UsageError("Not a results file of pytest-gpuperf: its first line does not describe a run.")
     if records[0].schema > SCHEMA:
         raise UsageError(f"The results have schema {records[0].schema}, this version reads {SCHEMA}. Upgrade.")
-    return records[0], tuple(record for record in records[1:] if isinstance(record, TestRecord))
+    return Results(
+        run=records[0],
+        tests=tuple(record for record in records if isinstance(record, TestRecord)),
+        end=next((record for record in records if isinstance(record, RunEnd)), None),
+    )

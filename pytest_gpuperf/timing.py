@@ -34,7 +34,7 @@ KEEP_CLOCK_FACTOR = 4.0
 NO_WORK_BELOW_S = 2e-7
 
 
-class Plan(Record):
+class Plan(Record, frozen=True):
     """When to stop warming up and when to stop measuring.
 
     Attributes:
@@ -82,14 +82,14 @@ _CPU_PLAN = Plan(warmup_s=0.2, warmup_limit_s=0.5, measure_s=0.5, measure_limit_
 CPU_PLANS: dict[Mode, Plan] = dict.fromkeys(("sustained", "cold", "hot"), _CPU_PLAN)
 
 
-class Estimate(Record):
+class Estimate(Record, frozen=True):
     """First look at a call: seconds on the device, and seconds that the host needs to launch it."""
 
     device_s: float
     host_s: float
 
 
-class Timing(Record):
+class Timing(Record, frozen=True):
     """Result of `measure`.
 
     Attributes:

@@ -1,8 +1,11 @@
 """Work that knows what it costs: callables with their flop, bytes, data type and the way they should be measured."""
 
+import os
 from typing import Protocol, runtime_checkable
 
+from pytest_gpuperf.errors import NotSupported
 from pytest_gpuperf.records import Kind, Mode
+from pytest_gpuperf.units import format_value
 
 
 @runtime_checkable
@@ -26,3 +29,30 @@ class Workload(Protocol):
     def __call__(self) -> object:
         """Do the work once, on the current stream."""
         ...
+
+
+def require_free_memory(needed_bytes: float, *, device: str, what: str) -> None:
+    """Refuse work that does not fit, before it is allocated.
+
+    Args:
+        needed_bytes: Operands, results and workspace.
+        device: `"cuda:0"`, `"cpu"`, ...
+        what: The work, for the message.
+
+    Raises:
+        NotSupported: With both numbers; the test is skipped.
+    """
+    free_bytes = _free_bytes(device)
+    if needed_bytes > free_bytes:
+        raise NotSupported(
+            f"{what} needs {format_value(needed_bytes, 'B', digits=3)}, "
+            f"and {format_value(free_bytes, 'B', digits=3)} are free on {device}."
+        )
+
+
+def _free_bytes(device: str) -> float:
+    if device.startswith("cuda"):
+        import torch
+
+        return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    return float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Literal
 
-from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.errors import NotSupported, UsageError
 from pytest_gpuperf.records import Kind, Mode
+from pytest_gpuperf.workloads import require_free_memory
 
 Direction = Literal["copy", "read", "write"]
 
@@ -30,6 +31,7 @@ class MemoryBandwidth:
     def __init__(self, direction: Direction, *, size_bytes: int, device: str, slowdown: float = 0.0) -> None:
         import torch
 
+        require_free_memory(2.2 * size_bytes, device=device, what=f"{direction} of a buffer of {size_bytes / 1e9:.1f} GB")
         elements = size_bytes // 4
         generator = torch.Generator(device).manual_seed(0)
         source = torch.randn(round(elements * (1 + slowdown)), device=device, generator=generator)
@@ -61,6 +63,7 @@ class HostTransfer:
 
     Raises:
         UsageError: An unknown direction.
+        NotSupported: The device is the CPU, or the buffers do not fit.
     """
 
     kind: Kind = "transfer"
@@ -82,6 +85,10 @@ class HostTransfer:
             raise UsageError(
                 f"HostTransfer knows no direction {direction!r}. Valid: device_to_host, host_to_device."
             )
+        if device == "cpu":
+            raise NotSupported(f"{direction} needs a GPU: on a CPU there is nothing to cross.")
+        require_free_memory(1.1 * size_bytes, device=device, what=f"{direction} of {size_bytes / 1e9:.1f} GB")
+        require_free_memory(1.1 * size_bytes, device="cpu", what=f"{direction} of {size_bytes / 1e9:.1f} GB")
         host = torch.randn(size_bytes // 4, generator=torch.Generator().manual_seed(0))
         host = host.pin_memory() if pinned else host
         near = torch.empty_like(host, device=device)

@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pytest_gpuperf.errors import DeviceError, UsageError
+from pytest_gpuperf.errors import NotSupported, UsageError
 from pytest_gpuperf.records import Kind, Mode
+from pytest_gpuperf.workloads import require_free_memory
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ class Matmul:
 
     Raises:
         UsageError: An unknown data type.
-        DeviceError: The data type does not run on this device.
+        NotSupported: The data type does not run on this device, or the matrices do not fit.
     """
 
     kind: Kind = "compute"
@@ -53,9 +54,12 @@ class Matmul:
         self.dtype: str | None = dtype
         #: 2 n^3: one multiplication and one addition for each of n^3 terms.
         self.flop: float | None = 2.0 * n**3
+        count = _set_count(n, dtype, device)
+        # randn fills float32 first where the type is smaller, and the libraries take a workspace
+        require_free_memory(1.5 * count * memory_bytes(n, dtype) + 2e8, device=device, what=f"{dtype} matmul of {n}")
         depth = n + round(n * slowdown / 16) * 16
         generator = torch.Generator(device).manual_seed(0)
-        sets = [_operands(n, depth, dtype, device, generator) for _ in range(_set_count(n, dtype, device))]
+        sets = [_operands(n, depth, dtype, device, generator) for _ in range(count)]
         self._products = itertools.cycle([_product(dtype, a, b) for a, b in sets])
         self._run_once(dtype, device)
 
@@ -69,7 +73,7 @@ class Matmul:
         except (RuntimeError, NotImplementedError) as error:
             if "out of memory" in str(error):
                 raise
-            raise DeviceError(f"{dtype} matrix products do not run on {device} here: {error}".split("\n")[0]) from None
+            raise NotSupported(f"{dtype} matrix products do not run on {device} here: {error}".split("\n")[0]) from None
 
 
 def _set_count(n: int, dtype: str, device: str) -> int:

@@ -1,0 +1,3 @@
+"""Settings for this repository's own suites."""
+
+collect_ignore_glob = [".venv/*"]

@@ -1,0 +1,132 @@
+"""What this process can measure on: the driver, the devices and their clocks, each looked up once, when first needed."""
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from typing import Literal
+
+from pytest_gpuperf.devices import Device, cpu_device, find_devices
+from pytest_gpuperf.environment import collect
+from pytest_gpuperf.errors import DeviceError
+from pytest_gpuperf.nvml import Nvml, open_nvml
+from pytest_gpuperf.records import Environment
+from pytest_gpuperf.timing import Stopwatch, stopwatch_of
+
+
+class Machine:
+    """The machine as the options see it.
+
+    Args:
+        choice: `auto` takes the GPUs where there are any, else the CPU; `cuda` insists; `cpu` ignores GPUs.
+        nvml: A driver to use instead of the real one, for tests.
+        make_stopwatch: A clock to use instead of the real ones, for tests.
+    """
+
+    def __init__(
+        self,
+        choice: Literal["auto", "cuda", "cpu"],
+        *,
+        nvml: Nvml | None = None,
+        make_stopwatch: Callable[[Device], Stopwatch] | None = None,
+    ) -> None:
+        self._choice = choice
+        self._given_nvml = nvml
+        self._make_stopwatch = make_stopwatch
+        #: Why there is no GPU, in words; `None` where there is one or none was wanted.
+        self.gpu_problem: str | None = None
+
+    @cached_property
+    def nvml(self) -> Nvml | None:
+        """The driver's library, or `None` with `gpu_problem` saying why."""
+        if self._choice == "cpu":
+            return None
+        try:
+            return self._given_nvml or open_nvml()
+        except DeviceError as error:
+            self.gpu_problem = str(error)
+            return None
+
+    @cached_property
+    def gpus(self) -> tuple[Device, ...]:
+        """GPUs that this process may see, in torch's order."""
+        if self.nvml is None:
+            return ()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        found = find_devices(self.nvml, cuda_visible_devices=visible)
+        if not found:
+            hidden = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+            self.gpu_problem = f"The driver shows no GPU{hidden}."
+        return found
+
+    @cached_property
+    def devices(self) -> tuple[Device, ...]:
+        """What tests are measured on: the GPUs, or the CPU alone.
+
+        Raises:
+            DeviceError: `cuda` was asked for and there is no GPU.
+        """
+        if self.gpus:
+            return self.gpus
+        if self._choice == "cuda":
+            raise DeviceError(f"--gpuperf-device cuda, but there is no GPU. {self.gpu_problem}")
+        return (cpu_device(),)
+
+    @property
+    def is_unusable(self) -> bool:
+        """Whether nothing can be measured, because a GPU was insisted on and there is none."""
+        return self._choice == "cuda" and not self.gpus
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether measurements are taken on the CPU."""
+        return self.devices[0].kind == "cpu"
+
+    def environment(self, devices: tuple[Device, ...]) -> Environment:
+        """Hardware and versions that a result on these devices is taken with."""
+        driver = self.nvml.driver_version() if self.nvml else None
+        cuda = self.nvml.cuda_version() if self.nvml else None
+        return collect(devices, driver=driver, cuda=cuda)
+
+    def stopwatch(self, device: Device) -> Stopwatch:
+        """The clock of a device.
+
+        Raises:
+            DeviceError: torch is missing, or cannot use the GPU.
+        """
+        if self._make_stopwatch:
+            return self._make_stopwatch(device)
+        if device.kind == "cuda":
+            check_torch(device)
+        return stopwatch_of(device.kind, device.index)
+
+    def synchronize(self, devices: tuple[Device, ...]) -> None:
+        """Wait until the devices have done everything they were given."""
+        if self._make_stopwatch or all(device.kind == "cpu" for device in devices):
+            return
+        import torch
+
+        for device in devices:
+            torch.cuda.synchronize(device.index)
+
+
+def check_torch(device: Device) -> None:
+    """Make sure that torch sees the very GPU that was leased.
+
+    Raises:
+        DeviceError: torch is not installed, has no CUDA, or numbers the GPUs in another order.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise DeviceError("Measuring needs torch: pip install 'pytest-gpuperf[torch]'.") from None
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            f"{device.name} is here, but torch {torch.__version__} cannot use it. "
+            "Install a CUDA build of torch that fits the driver, or measure the CPU with --gpuperf-device cpu."
+        )
+    seen = f"GPU-{torch.cuda.get_device_properties(device.index).uuid}"
+    if device.uuid.startswith("GPU-") and seen != device.uuid:
+        raise DeviceError(
+            f"torch's cuda:{device.index} is {seen}, the driver's is {device.uuid}. "
+            "Set CUDA_DEVICE_ORDER=PCI_BUS_ID so that both count alike."
+        )

@@ -1,0 +1,176 @@
+"""The `--gpuperf-*` options and the two markers: text from the user becomes frozen settings, or an error that helps."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pytest_gpuperf.devices import GpuRequirement
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.records import Mode, Record
+from pytest_gpuperf.timing import GPU_PLANS
+from pytest_gpuperf.units import parse_tolerance
+
+Policy = Literal["pass", "warn", "fail"]
+DeviceChoice = Literal["auto", "cuda", "cpu"]
+
+MARKERS = (
+    "gpu(count=1, min_vram_gb=0, arch=None, nvlink=False): the devices that the test needs; skipped where there are none",
+    "perf(tolerance=None, mode=None): the largest slowdown accepted (0.03 or '3%'), and how to measure",
+)
+
+
+class Settings(Record, frozen=True):
+    """What the options say.
+
+    Attributes:
+        update: Add this run's values to the baselines when it ends.
+        accept: Make changed values the new baselines when the run ends, for this reason.
+        baselines: Folder of the baselines.
+        require_gpu: A test that lacks a GPU is an error, not a skip.
+        device: What to measure on.
+        key: Label of a runner pool, part of the baselines' folder.
+        json: Where results.jsonl goes.
+        patch: Where a patch of the baselines goes.
+        budget_s: Most seconds to measure one metric.
+        missing: What a metric without a baseline does.
+        inconclusive: What a metric that noise leaves undecided does.
+        invalid: What a metric measured on an unwell GPU does.
+        strict: All three fail, and so does a pass that the noise makes weak.
+        disable: Measure and record nothing; benchmarked callables run once.
+    """
+
+    update: bool
+    accept: str | None
+    baselines: Path
+    require_gpu: bool
+    device: DeviceChoice
+    key: str | None
+    json: Path
+    patch: Path | None
+    budget_s: float | None
+    missing: Policy
+    inconclusive: Policy
+    invalid: Policy
+    strict: bool
+    disable: bool
+
+
+class PerfCriterion(Record, frozen=True):
+    """What `@pytest.mark.perf` says of a test."""
+
+    tolerance: float | None = None
+    mode: Mode | None = None
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the options. Nothing is computed here: it runs at every start of pytest."""
+    group = parser.getgroup("gpuperf", "GPU performance")
+    add = group.addoption
+    add("--gpuperf-update", action="store_true", help="add this run's values to the baselines")
+    add("--gpuperf-accept", metavar="REASON", help="make changed values the new baselines, for this reason")
+    add("--gpuperf-baselines", metavar="DIR", help="folder of the baselines (default: baselines, beside pytest's config)")
+    add("--gpuperf-strict", action="store_true", help="missing, inconclusive and invalid results fail: for CI")
+    add("--gpuperf-require-gpu", action="store_true", help="a test that lacks its GPU is an error, not a skip")
+    add("--gpuperf-device", choices=("auto", "cuda", "cpu"), default="auto", help="what to measure on (default: auto)")
+    add("--gpuperf-key", metavar="LABEL", help="label of a runner pool that has baselines of its own")
+    add("--gpuperf-json", metavar="PATH", help="where the results go (default: .gpuperf/results.jsonl)")
+    add("--gpuperf-patch", metavar="PATH", help="write what would make this run's values the baselines, for git apply")
+    add("--gpuperf-budget", metavar="SECONDS", help="most seconds to measure one metric, warm-up included")
+    for name, subject in (
+        ("missing", "metrics without a baseline"),
+        ("inconclusive", "metrics that noise leaves undecided"),
+        ("invalid", "metrics measured while the GPU was unwell"),
+    ):
+        add(f"--gpuperf-{name}", choices=("pass", "warn", "fail"), help=f"what {subject} do (default: warn)")
+    add("--gpuperf-disable", action="store_true", help="run benchmarked callables once, measure and judge nothing")
+
+
+def read_settings(config: pytest.Config) -> Settings:
+    """Read and check the options.
+
+    Raises:
+        pytest.UsageError: An option's value makes no sense, or two contradict.
+    """
+    option = config.getoption
+    strict = bool(option("--gpuperf-strict"))
+    policy: Policy = "fail" if strict else "warn"
+    _refuse_contradictions(config)
+    return Settings(
+        update=option("--gpuperf-update"),
+        accept=_reason(option("--gpuperf-accept")),
+        baselines=config.rootpath / (option("--gpuperf-baselines") or "baselines"),
+        require_gpu=option("--gpuperf-require-gpu"),
+        device=option("--gpuperf-device"),
+        key=option("--gpuperf-key"),
+        json=config.rootpath / (option("--gpuperf-json") or ".gpuperf/results.jsonl"),
+        patch=config.invocation_params.dir / option("--gpuperf-patch") if option("--gpuperf-patch") else None,
+        budget_s=_seconds(option("--gpuperf-budget")),
+        missing=option("--gpuperf-missing") or policy,
+        inconclusive=option("--gpuperf-inconclusive") or policy,
+        invalid=option("--gpuperf-invalid") or policy,
+        strict=strict,
+        disable=option("--gpuperf-disable"),
+    )
+
+
+def _refuse_contradictions(config: pytest.Config) -> None:
+    option = config.getoption
+    if option("--gpuperf-device") == "cpu" and option("--gpuperf-require-gpu"):
+        raise pytest.UsageError("--gpuperf-device cpu contradicts --gpuperf-require-gpu. Drop one of them.")
+    if option("--gpuperf-disable") and (option("--gpuperf-update") or option("--gpuperf-accept")):
+        raise pytest.UsageError("--gpuperf-disable measures nothing that could be recorded. Drop one of the options.")
+    if option("--gpuperf-patch") and option("--gpuperf-update"):
+        raise pytest.UsageError("--gpuperf-patch writes a patch instead of the baselines. Drop --gpuperf-update.")
+
+
+def _reason(text: str | None) -> str | None:
+    if text is not None and not text.strip():
+        raise pytest.UsageError("--gpuperf-accept needs a reason, such as --gpuperf-accept 'new attention kernel, #123'.")
+    return text
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise pytest.UsageError(f"--gpuperf-budget {text} is not a number of seconds above zero.")
+    return seconds
+
+
+def requirement_of(item: pytest.Item) -> GpuRequirement | None:
+    """What the test's closest `gpu` marker asks for; `None` without a marker.
+
+    Raises:
+        UsageError: An unknown or ill-typed argument.
+    """
+    mark = item.get_closest_marker("gpu")
+    return None if mark is None else GpuRequirement.from_arguments(item.name, mark.args, mark.kwargs)
+
+
+def criterion_of(item: pytest.Item) -> PerfCriterion:
+    """What the test's closest `perf` marker asks for.
+
+    Raises:
+        UsageError: An unknown or ill-typed argument.
+    """
+    mark = item.get_closest_marker("perf")
+    if mark is None:
+        return PerfCriterion()
+    if mark.args:
+        raise UsageError(f"@perf of {item.name} takes no positional arguments. Valid: mode, tolerance.")
+    for name in mark.kwargs:
+        if name not in ("mode", "tolerance"):
+            raise UsageError(f"Unknown argument {name!r} in @perf of {item.name}. Valid: mode, tolerance.")
+    mode, tolerance = mark.kwargs.get("mode"), mark.kwargs.get("tolerance")
+    if mode is not None and mode not in GPU_PLANS:
+        raise UsageError(f"mode={mode!r} in @perf of {item.name} does not exist. Valid: {', '.join(sorted(GPU_PLANS))}.")
+    try:
+        return PerfCriterion(tolerance=None if tolerance is None else parse_tolerance(tolerance), mode=mode)
+    except UsageError as error:
+        raise UsageError(f"In @perf of {item.name}: {error}") from None

@@ -1,0 +1,348 @@
+"""Hooks and fixtures for pytest. Each forwards to a function that needs no pytest."""
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import pytest
+
+from pytest_gpuperf import options
+from pytest_gpuperf.devices import Device, GpuRequirement
+from pytest_gpuperf.errors import BaselineError, GpuperfError, NotSupported, UsageError
+from pytest_gpuperf.interop import pytest_benchmark as benchmark_interop
+from pytest_gpuperf.lease import lease
+from pytest_gpuperf.machine import Machine
+from pytest_gpuperf.monitor import Monitor
+from pytest_gpuperf.options import MARKERS, add_options, criterion_of, read_settings
+from pytest_gpuperf.recorder import Recorder, Work, without_frames_of
+from pytest_gpuperf.records import ClockName, Measurement, Mode, TestKey, TestRecord, encode
+from pytest_gpuperf.report.controller import Controller
+from pytest_gpuperf.run import Run
+
+run_key = pytest.StashKey[Run]()
+#: Set by a conftest's `pytest_configure` to measure on something else, such as `testing.fake_machine()`.
+machine_key = pytest.StashKey[Machine]()
+recorder_key = pytest.StashKey[Recorder]()
+record_key = pytest.StashKey[TestRecord]()
+
+_FIXTURES = frozenset({"gpu", "gpus", "gpu_benchmark", "gpu_monitor", "perf"})
+_PACKAGE = str(Path(__file__).parent) + os.sep
+
+
+class GpuBenchmark(Protocol):
+    """The `gpu_benchmark` fixture: measure a callable on the device's clock."""
+
+    def __call__(  # noqa: PLR0913 - all optional; a workload needs none of them
+        self,
+        call: Callable[[], object],
+        *,
+        metric: str | None = None,
+        flops: float | None = None,
+        bytes: float | None = None,  # noqa: A002 - the word that reads best in a test
+        dtype: str | None = None,
+        mode: Mode | None = None,
+        clock: ClockName | None = None,
+        tolerance: float | str | None = None,
+    ) -> Measurement:
+        """Measure `call` and return the measurement, not the callable's value.
+
+        Args:
+            call: Takes no arguments; works on the current stream of the leased device. A workload such as `Matmul`
+                brings the values of `flops`, `bytes`, `dtype` and `mode`.
+            metric: Its name; default: `throughput`, `bandwidth` or `time`, by what is counted.
+            flops: Floating-point operations of one call; the value is then in FLOP/s.
+            bytes: Bytes read plus bytes written by one call; the value is then in B/s.
+            dtype: Name of the type whose peak applies, such as `"bfloat16"`.
+            mode: `"sustained"`, `"cold"` or `"hot"`; default by duration.
+            clock: `"cuda-events"` or `"cuda-graph"`; default by duration.
+            tolerance: Largest slowdown accepted: `0.03` or `"3%"`.
+
+        Raises:
+            UsageError: A wrong argument, or the metric was recorded before.
+            MeasurementError: No work was seen, or more than 102 % of the hardware's peak.
+        """
+        ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, read the options, and let the controller alone collect and write."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    settings = read_settings(config)
+    run = Run(settings, config.stash.get(machine_key, Machine(settings.device)), config.rootpath)
+    config.stash[run_key] = run
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(ControllerHooks(config, run), "gpuperf-controller")
+    if config.pluginmanager.hasplugin("benchmark"):
+        config.pluginmanager.register(benchmark_interop.MachineInfo(run.machine), "gpuperf-benchmark-info")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Find the user's mistakes, and baselines that cannot be read, before GPU time is spent."""
+    mine = [item for item in items if _is_mine(item)]
+    try:
+        for item in mine:
+            options.requirement_of(item)
+            criterion_of(item)
+        if not config.option.collectonly:
+            _read_baselines(config.stash[run_key], mine)
+    except (UsageError, BaselineError) as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _read_baselines(run: Run, items: list[pytest.Item]) -> None:
+    """Read every baseline file that the items may be compared with."""
+    if not items or run.machine.is_unusable:
+        return
+    for item in items:
+        requirement = options.requirement_of(item) or GpuRequirement()
+        if run.shortfall(requirement) is None:
+            run.baselines_of(key_of(item), run.candidates(requirement)[0])
+
+
+def _is_mine(item: pytest.Item) -> bool:
+    marked = any(item.get_closest_marker(name) for name in ("gpu", "perf"))
+    return marked or not _FIXTURES.isdisjoint(_fixture_names(item))
+
+
+def _fixture_names(item: pytest.Item) -> tuple[str, ...]:
+    return tuple(item.fixturenames) if isinstance(item, pytest.Function) else ()
+
+
+def key_of(item: pytest.Item) -> TestKey:
+    """The test's key in the baselines: its module from the root, then classes, name and parameters.
+
+    Built from the names of the collection tree, because pytest-xdist appends `@group` to node ids.
+    """
+    module = Path(os.path.relpath(item.path, item.config.rootpath)).as_posix()
+    names = [node.name for node in item.listchain() if isinstance(node, (pytest.Class, pytest.Item))]
+    return TestKey(module=module, test="::".join(names))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or under --gpuperf-require-gpu fail, what this machine cannot run."""
+    if not _is_mine(item):
+        return
+    run = item.config.stash[run_key]
+    if run.settings.disable:
+        pytest.skip("--gpuperf-disable")
+    requirement = options.requirement_of(item) or GpuRequirement()
+    with _as_failure():
+        reason = run.shortfall(requirement)
+    if reason and run.settings.require_gpu:
+        pytest.fail(f"{item.name}: {reason}", pytrace=False)
+    if reason:
+        pytest.skip(f"{item.name}: {reason}")
+
+
+@pytest.fixture
+def gpus(request: pytest.FixtureRequest) -> Iterator[tuple[Device, ...]]:
+    """The devices that this test holds exclusively, as asked for by `@pytest.mark.gpu`; on a machine without GPU: the CPU.
+
+    Each has `name`, `uuid`, `vram_gb`, `compute_capability`, `device` (for torch: `"cuda:0"`), and its peaks:
+    `peak_flops_per_s[dtype]` and `peak_bandwidth_bytes_per_s`.
+    """
+    run = request.config.stash[run_key]
+    requirement = options.requirement_of(request.node) or GpuRequirement()
+    with _as_failure(), lease(run.candidates(requirement)) as devices:
+        yield devices
+
+
+@pytest.fixture
+def gpu(gpus: tuple[Device, ...]) -> Device:
+    """The first device that this test holds. See `gpus`."""
+    return gpus[0]
+
+
+@pytest.fixture
+def perf(request: pytest.FixtureRequest, gpus: tuple[Device, ...]) -> Recorder:
+    """Record end-to-end metrics: `perf.record(name, value, unit=...)`, and watch a stretch: `perf.region()`."""
+    item = request.node
+    if recorder_key not in item.stash:
+        run = item.config.stash[run_key]
+        item.stash[recorder_key] = run.recorder(key_of(item), gpus, criterion_of(item))
+    return item.stash[recorder_key]
+
+
+@pytest.fixture
+def gpu_benchmark(perf: Recorder) -> GpuBenchmark:
+    """Measure a callable on the device's clock: `gpu_benchmark(call)`; returns the `Measurement`."""
+
+    def benchmark(  # noqa: PLR0913 - see GpuBenchmark
+        call: Callable[[], object],
+        *,
+        metric: str | None = None,
+        flops: float | None = None,
+        bytes: float | None = None,  # noqa: A002
+        dtype: str | None = None,
+        mode: Mode | None = None,
+        clock: ClockName | None = None,
+        tolerance: float | str | None = None,
+    ) -> Measurement:
+        work = Work(flop=flops, bytes_moved=bytes, dtype=dtype, mode=mode)
+        return perf.benchmark(call, metric=metric, work=work, clock=clock, tolerance=tolerance)
+
+    return benchmark
+
+
+@pytest.fixture
+def gpu_monitor(request: pytest.FixtureRequest, gpus: tuple[Device, ...]) -> Callable[[], AbstractContextManager[Monitor]]:
+    """Watch the devices: `with gpu_monitor() as monitor: ...`, then `monitor.telemetry`."""
+    nvml = request.config.stash[run_key].machine.nvml
+    return lambda: Monitor(nvml, [device.uuid for device in gpus if device.kind == "cuda"])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Judge what a passing test measured, so that a regression fails that very test, in its call phase."""
+    start_s = time.perf_counter()
+    try:
+        result = yield
+    except BaseException as error:  # noqa: BLE001 - reported or raised again, with what was measured kept
+        _conclude(pyfuncitem, time.perf_counter() - start_s, passed=False)
+        _raise_for_user(error)
+    record = _conclude(pyfuncitem, time.perf_counter() - start_s, passed=True)
+    if record and (message := pyfuncitem.config.stash[run_key].failure(record)):
+        pytest.fail(message, pytrace=False)
+    return result
+
+
+def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> TestRecord | None:
+    """Judge the item's measurements and keep the record for the report."""
+    recorder = _recorder_of(item) if passed else item.stash.get(recorder_key, None)
+    if recorder is None or not recorder.measurements:
+        return None
+    with _as_failure():
+        record = item.config.stash[run_key].conclude(key_of(item), recorder, duration_s=duration_s, passed=passed)
+    item.stash[record_key] = record
+    return record
+
+
+def _recorder_of(item: pytest.Function) -> Recorder | None:
+    """The item's recorder, with what pytest-benchmark's fixture measured in a test that carries `perf`."""
+    recorder = item.stash.get(recorder_key, None)
+    foreign = benchmark_interop.measurement_of(item) if item.get_closest_marker("perf") else None
+    if foreign is None:
+        return recorder
+    if recorder is None:
+        run = item.config.stash[run_key]
+        recorder = run.recorder(key_of(item), run.machine.devices[:1], criterion_of(item))
+    criterion = criterion_of(item)
+    with _as_failure():
+        recorder.add_foreign(benchmark_interop.with_tolerance(foreign, criterion.tolerance))
+    return recorder
+
+
+def _raise_for_user(error: BaseException) -> NoReturn:
+    """Raise a test's error again as the user should see it: without our frames, our own errors as plain messages."""
+    match error:
+        case NotSupported():
+            pytest.skip(str(error))
+        case GpuperfError():
+            pytest.fail(str(error), pytrace=False)
+        case _:
+            raise error.with_traceback(without_frames_of(error, _PACKAGE))
+
+
+class _as_failure:  # noqa: N801 - reads as the context manager that it is
+    """Turn our errors into failures with their message alone."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, GpuperfError):
+            pytest.fail(str(error), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Hand the record to the controller on the report, and the figures to JUnit as properties."""
+    record = item.stash.get(record_key, None) if call.when == "call" else None
+    if record is not None:
+        item.user_properties.extend(properties(record))
+    report = yield
+    if record is not None:
+        report.__dict__["gpuperf_record"] = encode(record).decode()
+    return report
+
+
+def properties(record: TestRecord) -> list[tuple[str, object]]:
+    """What JUnit shows of a test: `gpuperf.<metric>.value`, `.unit`, `.verdict`, `.change`, `.change_low`, `.change_high`."""
+    rows: list[tuple[str, object]] = []
+    for measurement, verdict in zip(record.measurements, record.verdicts, strict=True):
+        figures = {
+            "value": measurement.value,
+            "unit": measurement.unit,
+            "verdict": verdict.status,
+            "change": verdict.change,
+            "change_low": verdict.change_low,
+            "change_high": verdict.change_high,
+        }
+        rows += [(f"gpuperf.{measurement.metric}.{name}", value) for name, value in figures.items() if value is not None]
+    return rows
+
+
+class ControllerHooks:
+    """Hooks of the one process that sees all reports and writes all files."""
+
+    def __init__(self, config: pytest.Config, run: Run) -> None:
+        settings = run.settings
+        self._config = config
+        self.controller = Controller(
+            config.rootpath,
+            results=settings.json,
+            baselines_root=settings.baselines,
+            update=settings.update,
+            accept=settings.accept,
+            patch=settings.patch,
+        )
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Put what arrives on disk at once."""
+        if report.when == "setup":
+            self.controller.saw(report.nodeid.replace("::()", ""))
+        text = report.__dict__.pop("gpuperf_record", None)
+        if text is not None:
+            record = self.controller.add(text)
+            benchmark_interop.export(self._config, record)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Close the results and update the baselines; a problem with either is not a pass."""
+        is_interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        is_whole = not is_interrupted and not session.shouldstop and not session.shouldfail and self._runs_everything()
+        self.controller.end(is_whole=is_whole, is_interrupted=is_interrupted)
+        if self.controller.problems and not is_interrupted:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def _runs_everything(self) -> bool:
+        option = self._config.option
+        chosen = (option.keyword, option.markexpr, option.deselect, option.__dict__.get("lf"))
+        return not any(chosen) and not any("::" in argument for argument in self._config.args)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the table."""
+        width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width
+        lines = self.controller.lines(width)
+        if not lines:
+            return
+        names = sorted({record.environment.hardware.name for record in self.controller.records})
+        terminalreporter.section(f"GPU performance: {', '.join(names)}" if names else "GPU performance")
+        problem = self._config.stash[run_key].machine.gpu_problem
+        if problem:
+            terminalreporter.write_line(f"Measured on the CPU: {problem}", yellow=True)
+        for line in lines:
+            terminalreporter.write_line(line.text, **({line.colour: True} if line.colour else {}))

@@ -1,0 +1,1 @@
+"""What people read: terminal, Markdown, HTML and exports, all pure functions of results."""

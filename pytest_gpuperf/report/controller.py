@@ -1,0 +1,143 @@
+"""What the one process that writes does with the results as they arrive, and with the baselines at the end."""
+
+from pathlib import Path
+
+import msgspec
+
+from pytest_gpuperf import baselines
+from pytest_gpuperf.baseline_patch import git_patch
+from pytest_gpuperf.baselines import Change, Entry
+from pytest_gpuperf.environment import git_top
+from pytest_gpuperf.errors import GpuperfError
+from pytest_gpuperf.records import TestRecord
+from pytest_gpuperf.report.results import ResultsWriter
+from pytest_gpuperf.report.terminal import Line, command, notes, table
+
+
+class Controller:
+    """Collects the records of all tests, whichever worker ran them.
+
+    Args:
+        root: pytest's root folder.
+        results: Where results.jsonl goes.
+        baselines_root: Folder of the baselines.
+        update: Add the values to the baselines at the end.
+        accept: Accept changed values at the end, for this reason.
+        patch: Write a patch there instead of the baselines.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        results: Path,
+        baselines_root: Path,
+        update: bool,
+        accept: str | None,
+        patch: Path | None,
+    ) -> None:
+        self.writer = ResultsWriter(results, root)
+        self.problems: list[str] = []
+        self._root = root
+        self._baselines_root = baselines_root
+        self._update = update
+        self._accept = accept
+        self._patch = patch
+        self._seen: set[str] = set()
+        self._changes: tuple[Change, ...] = ()
+        self._unused: tuple[Entry, ...] = ()
+
+    @property
+    def records(self) -> list[TestRecord]:
+        """Everything that arrived, in order of arrival."""
+        return self.writer.tests
+
+    def saw(self, test: str) -> None:
+        """Note that a test had its turn, whether it measured anything or not."""
+        self._seen.add(test)
+
+    def add(self, text: str) -> TestRecord:
+        """Take a test's record as a worker sent it, and put it on disk."""
+        record = msgspec.json.decode(text, type=TestRecord)
+        try:
+            self.writer.add(record)
+        except OSError as error:
+            self.problems.append(f"The results could not be written to {self.writer.path}: {error.strerror}.")
+        return record
+
+    def end(self, *, is_whole: bool, is_interrupted: bool) -> None:
+        """Close the results, and bring the baselines up to date if that was asked for."""
+        if not self.records:
+            return
+        try:
+            self.writer.end(tuple(sorted(self._seen)), is_whole=is_whole)
+            if is_whole:
+                self._unused = self._find_unused()
+            if not is_interrupted:
+                self._bring_up_to_date()
+        except OSError as error:
+            self.problems.append(f"{error.filename or self.writer.path} could not be written: {error.strerror}.")
+        except GpuperfError as error:
+            self.problems.append(str(error))
+
+    def lines(self, width: int) -> list[Line]:
+        """The report: table, notes, what happened to the baselines, problems."""
+        will_record = self._update or self._accept is not None or self._patch is not None
+        lines = table(self.records, width=width) if self.records else []
+        lines += notes(self.records, will_record=will_record) if self.records else []
+        lines += self._change_lines()
+        if self._unused:
+            names = ", ".join(f"{key.test} {metric}" for key, metric in self._unused[:3])
+            more = f" and {len(self._unused) - 3} more" if len(self._unused) > 3 else ""
+            lines.append(
+                Line(text=f"Unused baselines: {names}{more}. Delete with:  {command()} baseline prune", colour="yellow")
+            )
+        return lines + [Line(text=problem, colour="red") for problem in self.problems]
+
+    def _find_unused(self) -> tuple[Entry, ...]:
+        entries: list[Entry] = []
+        for folder in sorted({record.slug for record in self.records}):
+            entries += unused_entries(self._baselines_root, folder, self.records, self._seen)
+        return tuple(entries)
+
+    def _bring_up_to_date(self) -> None:
+        run, records = self.writer.run, self.records
+        if self._patch is not None:
+            reason = self._accept or f"accepted by applying the patch of {run.commit or run.run_id}"
+            plan = baselines.plan(self._baselines_root, run, records, accept_reason=reason)
+            self._patch.parent.mkdir(parents=True, exist_ok=True)
+            top = git_top(self._baselines_root) or self._root
+            self._patch.write_text(git_patch(self._baselines_root, plan, top=top), encoding="utf-8")
+            self._changes = plan.changes
+        elif self._update or self._accept is not None:
+            self._changes = baselines.write(self._baselines_root, run, records, accept_reason=self._accept)
+
+    def _change_lines(self) -> list[Line]:
+        if not self._changes:
+            return []
+        where = f"Patch for git apply: {self._patch}" if self._patch else f"Baselines in {self._baselines_root}"
+        return [Line(text=f"{where}: {tally(self._changes)}.", colour="cyan"), *refusals(self._changes)]
+
+
+def unused_entries(root: Path, folder: str, records: list[TestRecord], seen: set[str]) -> tuple[Entry, ...]:
+    """Baselines of the modules that ran whose test is gone, or whose test ran and no longer measures the metric."""
+    mine = [record for record in records if record.slug == folder]
+    measured = [(record.key, m.metric) for record in mine for m in record.measurements]
+    entries = baselines.unused(root, folder, measured, {record.key.module for record in mine})
+    complete = {str(record.key) for record in mine if record.passed}
+    return tuple((key, metric) for key, metric in entries if str(key) not in seen or str(key) in complete)
+
+
+def tally(changes: tuple[Change, ...]) -> str:
+    """`24 recorded, 1 accepted, 2 refused`."""
+    actions = [change.action for change in changes]
+    return ", ".join(f"{actions.count(a)} {a}" for a in ("recorded", "accepted", "refused") if a in actions)
+
+
+def refusals(changes: tuple[Change, ...]) -> list[Line]:
+    """Why metrics were not recorded, one line each, five at most."""
+    refused = [change for change in changes if change.action == "refused"]
+    lines = [Line(text=f"Refused {c.key.test} {c.metric}: {c.reason}", colour="yellow") for c in refused[:5]]
+    if len(refused) > 5:
+        lines.append(Line(text=f"Refused {len(refused) - 5} more.", colour="yellow"))
+    return lines

@@ -1,0 +1,211 @@
+"""What a user reads: the table after a run, the message of a test that got slower, and the notes below."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pytest_gpuperf.environment import version_differences
+from pytest_gpuperf.judge import tolerance_warning
+from pytest_gpuperf.records import Environment, Measurement, MetricBaseline, Record, Telemetry, TestRecord, Verdict
+from pytest_gpuperf.units import format_percent, format_value
+
+Colour = Literal["red", "green", "yellow", "cyan"]
+_COLOURS: dict[str, Colour] = {
+    "PASS": "green",
+    "REGRESSED": "red",
+    "IMPROVED": "cyan",
+    "INCONCLUSIVE": "yellow",
+    "INVALID": "yellow",
+    "INCOMPARABLE": "yellow",
+    "NEW": "cyan",
+}
+
+
+class Line(Record, frozen=True):
+    """One line of output, with its colour."""
+
+    text: str
+    colour: Colour | None = None
+
+
+def command(name: str = "gpuperf") -> str:
+    """The command as the user can type it here: by name if it is on the PATH, else by its path."""
+    beside = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if not beside.exists() or (found and Path(found).samefile(beside)):
+        return name
+    return os.path.relpath(beside)
+
+
+def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
+    """One row a metric, grouped by test function; reads well from 80 columns on.
+
+    Columns: value, share of the hardware's peak, baseline, change (+ is slower) with half its 95 % interval, smallest
+    slowdown that this test can see, verdict.
+    """
+    labels = {id(verdict): _label(record, verdict.metric) for record in records for verdict in record.verdicts}
+    longest = max((len(label) for label in labels.values()), default=0)
+    name_width = min(max(longest, 12), max(width - 66, 14))
+    lines = [Line(text=_row(name_width, "", "value", "peak", "baseline", "change", "sees", "verdict"))]
+    group = None
+    for record in records:
+        function = f"{record.key.module}::{record.key.test.split('[')[0]}"
+        if function != group:
+            lines.append(Line(text=function))
+            group = function
+        by_metric = {measurement.metric: measurement for measurement in record.measurements}
+        lines += [_verdict_row(labels[id(v)], name_width, by_metric[v.metric], v) for v in record.verdicts]
+    return lines
+
+
+def _label(record: TestRecord, metric: str) -> str:
+    parameters = record.key.test.partition("[")[2].removesuffix("]")
+    if len(record.measurements) == 1 and parameters:
+        return parameters
+    return f"{parameters} {metric}".strip()
+
+
+def _verdict_row(label: str, name_width: int, measurement: Measurement, verdict: Verdict) -> Line:
+    unstable = "~" if measurement.unstable else ""
+    fraction = measurement.fraction_of_peak
+    status = verdict.status + (" low power" if verdict.is_low_power else "")
+    text = _row(
+        name_width,
+        label,
+        unstable + format_value(measurement.value, measurement.unit),
+        "-" if fraction is None else f"{fraction * 100:.0f} %",
+        _baseline_number(measurement, verdict),
+        _change(verdict),
+        "-" if verdict.minimum_detectable_effect is None else format_percent(verdict.minimum_detectable_effect),
+        status,
+    )
+    return Line(text=text, colour=_COLOURS[verdict.status])
+
+
+def _row(name_width: int, *cells: str) -> str:
+    name, value, peak, baseline, change, sees, verdict = cells
+    if len(name) > name_width:
+        name = f"{name[: name_width // 2 - 1]}…{name[len(name) - (name_width - name_width // 2) :]}"
+    return f"  {name:<{name_width}} {value:>14} {peak:>5} {baseline:>8} {change:>13} {sees:>6}  {verdict}".rstrip()
+
+
+def _baseline_number(measurement: Measurement, verdict: Verdict) -> str:
+    """The baseline in the unit of the value beside it, so that the two can be read against each other."""
+    if verdict.baseline_value is None:
+        return "-"
+    shown_value, shown_unit = format_value(measurement.value, measurement.unit).rsplit(" ", 1)
+    shown, unit = format_value(verdict.baseline_value, measurement.unit).rsplit(" ", 1)
+    if unit == shown_unit:
+        return shown
+    scale = measurement.value / float(shown_value)
+    return f"{verdict.baseline_value / scale:.4g}"
+
+
+def _change(verdict: Verdict) -> str:
+    if verdict.change is None or verdict.change_high is None or verdict.change_low is None:
+        return "-"
+    half = (verdict.change_high - verdict.change_low) / 2
+    decimals = 2 if half < 0.001 else 1 if half < 0.1 else 0
+    return f"{verdict.change * 100:+.{decimals}f} ±{half * 100:.{decimals}f} %"
+
+
+def regression_message(
+    record: TestRecord, verdict: Verdict, baseline: MetricBaseline, then: Environment | None, *, results: str | None
+) -> str:
+    """Say in at most ten lines what got slower, by how much, what the GPU did, what changed, and how to accept it.
+
+    Args:
+        record: The test.
+        verdict: A REGRESSED one of it.
+        baseline: What it was compared with.
+        then: Environment of the baseline's last session.
+        results: Path of the results file, where it is not the default.
+    """
+    measurement = next(m for m in record.measurements if m.metric == verdict.metric)
+    differences = version_differences(record.environment.versions, then.versions) if then else ()
+    option = f" --results {shlex.quote(results)}" if results else ""
+    rows = [
+        f"{record.key.test} got slower on {record.environment.hardware.name}",
+        f"  {measurement.metric}: {format_value(measurement.value, measurement.unit)}, "
+        f"baseline {format_value(verdict.baseline_value or 0.0, measurement.unit)}",
+        f"  slower by {format_percent(verdict.change or 0.0)}, 95 % interval "
+        f"{format_percent(verdict.change_low or 0.0)} to {format_percent(verdict.change_high or 0.0)}, "
+        f"tolerance {format_percent(verdict.tolerance)}",
+        f"  {_then_and_now(measurement.telemetry, baseline)}",
+        f"  differs from the baseline: {'; '.join(differences) or 'nothing that is recorded'}",
+    ]
+    others = [v for v in record.verdicts if v.status == "REGRESSED" and v.metric != verdict.metric]
+    if others:
+        rows.append("  also slower: " + "; ".join(f"{v.metric} by {format_percent(v.change or 0.0)}" for v in others))
+    if measurement.unstable:
+        rows.append(f"  unstable: {measurement.unstable}")
+    rows.append(
+        f"  accept it: {command()} baseline accept --reason WHY{option} {shlex.quote(str(record.key))}"
+    )
+    return "\n".join(rows)
+
+
+def _then_and_now(telemetry: Telemetry | None, baseline: MetricBaseline) -> str:
+    """Clock and power of this run and of the baseline's runs."""
+    runs = [run for session in baseline.sessions for run in session.runs]
+    clocks = [run.sm_clock_mhz for run in runs if run.sm_clock_mhz is not None]
+    powers = [run.power_w for run in runs if run.power_w is not None]
+    if telemetry is None or telemetry.sm_clock_mhz is None or telemetry.power_w is None:
+        return "clocks and power: not measured on this device"
+    then_clock = f", baseline {sum(clocks) / len(clocks):.0f} MHz" if clocks else ""
+    then_power = f", baseline {sum(powers) / len(powers):.0f} W" if powers else ""
+    cap = telemetry.power_cap_share
+    capped = f"; power-capped {format_percent(cap)} of the time" if cap else ""
+    return f"SM clock {telemetry.sm_clock_mhz:.0f} MHz{then_clock}; power {telemetry.power_w:.0f} W{then_power}{capped}"
+
+
+def notes(records: Sequence[TestRecord], *, will_record: bool) -> list[Line]:
+    """What the table cannot say: how many were compared, what to do next, which numbers to doubt."""
+    pairs = [(record, verdict) for record in records for verdict in record.verdicts]
+    compared = [v for _, v in pairs if v.status in ("PASS", "REGRESSED", "IMPROVED", "INCONCLUSIVE")]
+    new = [v for _, v in pairs if v.status == "NEW"]
+    lines: list[Line] = []
+    if not compared:
+        lines.append(Line(text=f"Nothing was compared: {_tally(pairs)}.", colour="yellow"))
+    else:
+        lines.append(Line(text=f"{len(compared)} of {len(pairs)} metrics compared: {_tally(pairs)}."))
+    if new and not will_record:
+        lines.append(Line(text=f"Record the new ones as baselines:  {command()} baseline record", colour="cyan"))
+    if any(v.is_provisional for v in compared):
+        lines.append(
+            Line(text="Provisional baselines (under 5 sessions): the usual noise of such metrics decides, not their own.")
+        )
+    lines += [_detail(record, v) for record, v in pairs if v.status in ("INCONCLUSIVE", "INVALID", "INCOMPARABLE")]
+    lines += _doubts(records)
+    return lines
+
+
+def _tally(pairs: Sequence[tuple[TestRecord, Verdict]]) -> str:
+    statuses = [verdict.status for _, verdict in pairs]
+    return ", ".join(f"{statuses.count(status)} {status}" for status in _COLOURS if status in statuses)
+
+
+def _detail(record: TestRecord, verdict: Verdict) -> Line:
+    return Line(text=f"{verdict.status} {record.key.test} {verdict.metric}: {verdict.reason}", colour="yellow")
+
+
+def _doubts(records: Sequence[TestRecord]) -> list[Line]:
+    lines: list[Line] = []
+    measurements = [(record, m) for record in records for m in record.measurements]
+    unstable = [(record, m) for record, m in measurements if m.unstable]
+    lines += [
+        Line(text=f"~ unstable {record.key.test} {m.metric}: {m.unstable}", colour="yellow") for record, m in unstable[:5]
+    ]
+    if len(unstable) > 5:
+        lines.append(Line(text=f"~ unstable: {len(unstable) - 5} more, in the results file", colour="yellow"))
+    if any((m.flop or m.bytes_moved) and m.peak is None for _, m in measurements):
+        lines.append(Line(text="No peak is known for some of these: floors given as a share of the peak were not checked."))
+    if any(m.is_peak_computed for _, m in measurements):
+        lines.append(Line(text="Peaks are computed upper bounds (clock and SM count): this GPU is not in the table."))
+    warnings = {tolerance_warning(v) for record in records for v in record.verdicts} - {None}
+    lines += [Line(text=str(warning), colour="yellow") for warning in sorted(map(str, warnings))[:3]]
+    return lines

@@ -1,0 +1,271 @@
+"""Fakes and replays of hardware, for this package's tests and for yours: no GPU needed, no mock library."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pytest_gpuperf.errors import DeviceError, UsageError
+from pytest_gpuperf.nvml import GpuInfo, GpuSample, GpuState, Nvml
+from pytest_gpuperf.records import Record
+
+#: Version of the recordings. 1: the first.
+_RECORDING_SCHEMA = 1
+
+
+def fake_gpu(index: int = 0, name: str = "NVIDIA H100 80GB HBM3", **changes: Any) -> GpuInfo:
+    """Build a GPU with the numbers of a real H100 SXM and a UUID of its own.
+
+    >>> fake_gpu(1, power_limit_w=500.0).power_limit_w
+    500.0
+    """
+    values: dict[str, Any] = {
+        "index": index,
+        "name": name,
+        "uuid": f"GPU-{index:08x}-0000-4000-8000-{index:012x}",
+        "memory_bytes": 85_520_809_984,
+        "pci_device_id": "2330",
+        "compute_capability": "9.0",
+        "core_count": 16_896,
+        "memory_bus_bits": 5120,
+        "max_sm_clock_mhz": 1980.0,
+        "max_memory_clock_mhz": 2619.0,
+        "power_limit_w": 700.0,
+        "default_power_limit_w": 700.0,
+        "mig_enabled": False,
+        "ecc_enabled": True,
+        "pcie_generation": 5,
+        "pcie_width": 16,
+        "persistence": True,
+    }
+    return GpuInfo(**{**values, **changes})
+
+
+def fake_state(**changes: Any) -> GpuState:
+    """Build the state of an idle H100: 345 MHz, 72 W, 31 °C, nothing held back, nobody else there."""
+    values: dict[str, Any] = {
+        "sm_clock_mhz": 345.0,
+        "memory_clock_mhz": 2619.0,
+        "power_w": 72.0,
+        "energy_j": 1e6,
+        "temperature_c": 31.0,
+        "memory_used_bytes": 0,
+        "power_cap_s": 0.0,
+        "sync_boost_s": 0.0,
+        "sw_thermal_s": 0.0,
+        "hw_thermal_s": 0.0,
+        "power_brake_s": 0.0,
+        "process_pids": (),
+    }
+    return GpuState(**{**values, **changes})
+
+
+class FakeNvml:
+    """A driver that follows a script.
+
+    Args:
+        gpus: Default: one H100.
+        states: What `state` answers, call by call and for each GPU anew; the last one repeats.
+        samples: The same for `sample`; without them it reads the state last given, or the first one.
+        nvlinks: Pairs of UUIDs that are connected; `None`: the driver does not tell.
+        errors: Raised instead of an answer, by the number of the call from 1, counted over all methods, or over one
+            of them with `("sample", 3)`.
+
+    Attributes:
+        calls: Names of the methods called, in order.
+
+    >>> FakeNvml(fake_gpu(), errors={("sample", 2): DeviceError("GPU 0 is lost")}).sample(fake_gpu().uuid).power_w
+    72.0
+    """
+
+    def __init__(
+        self,
+        *gpus: GpuInfo,
+        states: Sequence[GpuState] = (),
+        samples: Sequence[GpuSample] = (),
+        nvlinks: Sequence[tuple[str, str]] | None = (),
+        errors: Mapping[int | tuple[str, int], Exception] | None = None,
+    ) -> None:
+        self.calls: list[str] = []
+        self._gpus = gpus or (fake_gpu(),)
+        self._states = tuple(states) or (fake_state(),)
+        self._samples = tuple(samples)
+        self._nvlinks = None if nvlinks is None else {frozenset(pair) for pair in nvlinks}
+        self._errors = dict(errors or {})
+        self._given: Counter[tuple[str, str]] = Counter()
+
+    def driver_version(self) -> str | None:
+        """Answer the driver of the machines that this package was measured on."""
+        self._count("driver_version")
+        return "580.159.04"
+
+    def cuda_version(self) -> str | None:
+        """Answer what that driver supports."""
+        self._count("cuda_version")
+        return "13.0"
+
+    def gpus(self) -> tuple[GpuInfo, ...]:
+        """Answer the GPUs given."""
+        self._count("gpus")
+        return self._gpus
+
+    def sample(self, uuid: str) -> GpuSample:
+        """Answer the script's next sample."""
+        self._count("sample")
+        self._check(uuid)
+        if self._samples:
+            return self._samples[self._next("sample", uuid, len(self._samples))]
+        given = self._given["state", uuid]
+        return _sample_of(self._states[min(max(given, 1), len(self._states)) - 1])
+
+    def state(self, uuid: str) -> GpuState:
+        """Answer the script's next state."""
+        self._count("state")
+        self._check(uuid)
+        return self._states[self._next("state", uuid, len(self._states))]
+
+    def has_nvlink(self, uuid_a: str, uuid_b: str) -> bool | None:
+        """Answer whether the pair is among `nvlinks`."""
+        self._count("has_nvlink")
+        return None if self._nvlinks is None else frozenset((uuid_a, uuid_b)) in self._nvlinks
+
+    def _count(self, name: str) -> None:
+        self.calls.append(name)
+        error = self._errors.get(len(self.calls)) or self._errors.get((name, self.calls.count(name)))
+        if error is not None:
+            raise error
+
+    def _check(self, uuid: str) -> None:
+        if all(gpu.uuid != uuid for gpu in self._gpus):
+            raise DeviceError(f"GPU {uuid} is not one of the fake's.")
+
+    def _next(self, name: str, uuid: str, length: int) -> int:
+        position = self._given[name, uuid]
+        self._given[name, uuid] += 1
+        return min(position, length - 1)
+
+
+class RecordingHeader(Record, frozen=True, kw_only=True, tag="recording", tag_field="record"):
+    """First line of a recording: the driver and its GPUs."""
+
+    schema: int
+    driver: str | None
+    cuda: str | None
+    gpus: tuple[GpuInfo, ...]
+    nvlinks: tuple[tuple[str, str], ...] = ()
+
+
+class Reading(Record, frozen=True, kw_only=True, tag="reading", tag_field="record"):
+    """Another line: the state of one GPU.
+
+    Attributes:
+        time_s: Since the recording began.
+    """
+
+    time_s: float
+    uuid: str
+    state: GpuState
+
+
+class ReplayNvml:
+    """A driver that plays a recording back.
+
+    A recording is JSON lines: a `RecordingHeader`, then `Reading`s in order of time. Each call of `state` or `sample`
+    answers that GPU's next reading, so a state, samples, and a state again come in the order of time; the last
+    reading repeats.
+    """
+
+    def __init__(self, header: RecordingHeader, readings: Sequence[Reading]) -> None:
+        self._header = header
+        self._nvlinks = {frozenset(pair) for pair in header.nvlinks}
+        self._states = {gpu.uuid: [one.state for one in readings if one.uuid == gpu.uuid] for gpu in header.gpus}
+        self._given: Counter[str] = Counter()
+
+    @classmethod
+    def from_file(cls, path: Path) -> "ReplayNvml":
+        """Read what `record` wrote.
+
+        Raises:
+            UsageError: The file is not a recording, or one of a newer schema.
+        """
+        decoder = msgspec.json.Decoder(RecordingHeader | Reading)
+        try:
+            header, *readings = decoder.decode_lines(path.read_bytes())
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise UsageError(f"{path} is not a recording of NVML: {error}. Write one with testing.record().") from None
+        if not isinstance(header, RecordingHeader):
+            raise UsageError(f"{path} is not a recording of NVML: its first line is not the header.")
+        if header.schema > _RECORDING_SCHEMA:
+            raise UsageError(f"{path} has schema {header.schema}, this version reads {_RECORDING_SCHEMA}. Upgrade.")
+        return cls(header, [line for line in readings if isinstance(line, Reading)])
+
+    def driver_version(self) -> str | None:
+        """Answer the recorded driver's version."""
+        return self._header.driver
+
+    def cuda_version(self) -> str | None:
+        """Answer the recorded driver's CUDA version."""
+        return self._header.cuda
+
+    def gpus(self) -> tuple[GpuInfo, ...]:
+        """Answer the recorded GPUs."""
+        return self._header.gpus
+
+    def sample(self, uuid: str) -> GpuSample:
+        """Answer clock, power and temperature of the next reading."""
+        return _sample_of(self.state(uuid))
+
+    def state(self, uuid: str) -> GpuState:
+        """Answer the next reading."""
+        states = self._states.get(uuid)
+        if not states:
+            raise DeviceError(f"The recording has no readings of GPU {uuid}.")
+        self._given[uuid] += 1
+        return states[min(self._given[uuid], len(states)) - 1]
+
+    def has_nvlink(self, uuid_a: str, uuid_b: str) -> bool | None:
+        """Answer whether the pair was connected."""
+        return frozenset((uuid_a, uuid_b)) in self._nvlinks
+
+
+def record(
+    nvml: Nvml,
+    path: Path,
+    *,
+    duration_s: float,
+    interval_s: float = 0.1,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Write what a driver says over some time, for `ReplayNvml`; UUIDs are written as they are.
+
+    Args:
+        duration_s: Readings are taken at 0 s and until this time.
+        interval_s: Time between two readings of a GPU.
+        clock: Seconds from any start.
+        sleep: Waits for some seconds.
+    """
+    gpus = nvml.gpus()
+    pairs = [(a.uuid, b.uuid) for a in gpus for b in gpus if a.index < b.index]
+    header = RecordingHeader(
+        schema=_RECORDING_SCHEMA,
+        driver=nvml.driver_version(),
+        cuda=nvml.cuda_version(),
+        gpus=gpus,
+        nvlinks=tuple(pair for pair in pairs if nvml.has_nvlink(*pair)),
+    )
+    begin = clock()
+    with path.open("wb") as file:
+        file.write(msgspec.json.encode(header) + b"\n")
+        while (time_s := clock() - begin) <= duration_s:
+            for gpu in gpus:
+                reading = Reading(time_s=time_s, uuid=gpu.uuid, state=nvml.state(gpu.uuid))
+                file.write(msgspec.json.encode(reading) + b"\n")
+            sleep(interval_s)
+
+
+def _sample_of(state: GpuState) -> GpuSample:
+    return GpuSample(sm_clock_mhz=state.sm_clock_mhz, power_w=state.power_w, temperature_c=state.temperature_c)

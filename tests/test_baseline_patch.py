@@ -1,0 +1,171 @@
+"""The patch of a plan, applied by the real git."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from pytest_gpuperf.baseline_patch import git_patch
+from pytest_gpuperf.baselines import FileChange, Plan, baseline_path, plan, write
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.records import (
+    Environment,
+    Hardware,
+    Measurement,
+    Method,
+    RunInfo,
+    TestKey,
+    TestRecord,
+    Verdict,
+)
+
+GIT = shutil.which("git")
+pytestmark = pytest.mark.skipif(GIT is None, reason="git is not installed")
+
+RUN = RunInfo(schema=1, run_id="r", date="2026-01-01T00:00:00Z", visit="v0")
+
+
+def measured(module: str = "a.py", value: float = 1.0) -> TestRecord:
+    method = Method(clock="wall", mode="recorded")
+    measurement = Measurement(metric="time", value=value, unit="s", better="lower", kind="end-to-end", method=method)
+    return TestRecord(
+        key=TestKey(module=module, test="test_a[é]"),
+        slug="h100",
+        devices=(),
+        environment=Environment(hardware=Hardware(name="NVIDIA H100")),
+        measurements=(measurement,),
+        verdicts=(Verdict(status="PASS", metric="time", reason="within 3 %", tolerance=0.03),),
+    )
+
+
+def git(top: Path, *arguments: str) -> str:
+    isolated = {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        **{f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }
+    command = [str(GIT), "-C", str(top), *arguments]
+    done = subprocess.run(command, env={**os.environ, **isolated}, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--quiet", "work")
+    return tmp_path / "work"
+
+
+def commit(top: Path) -> None:
+    git(top, "add", "--all")
+    git(top, "commit", "--quiet", "--allow-empty", "--message", "baselines")
+
+
+def assert_applies(top: Path, root: Path, made: Plan) -> str:
+    """git turns the work tree into exactly what the plan says, and changes nothing else."""
+    patch = git_patch(root, made, top=top)
+    (top.parent / "update.patch").write_text(patch, encoding="utf-8", newline="")
+    git(top, "apply", "--check", "../update.patch")
+    git(top, "apply", "../update.patch")
+    assert made.files
+    assert [change.path.read_bytes() for change in made.files] == [change.new for change in made.files]
+    assert len(git(top, "status", "--porcelain", "--untracked-files=all").splitlines()) == len(made.files)
+    return patch
+
+
+def planned(root: Path, *records: TestRecord) -> Plan:
+    return plan(root, replace(RUN, visit="v1"), records, accept_reason=None)
+
+
+def test_a_new_file_is_created(top: Path) -> None:
+    commit(top)
+    root = top / "baselines"
+    patch = assert_applies(top, root, planned(root, measured()))
+    assert patch.startswith(
+        "diff --git a/baselines/h100/a.json b/baselines/h100/a.json\n"
+        "new file mode 100644\n"
+        "--- /dev/null\n"
+        "+++ b/baselines/h100/a.json\n"
+        "@@ -0,0 +1,"
+    )
+
+
+def test_a_changed_file_is_changed(top: Path) -> None:
+    root = top / "baselines"
+    write(root, RUN, [measured()], accept_reason=None)
+    (root / ".gpuperf.lock").unlink()
+    commit(top)
+    patch = assert_applies(top, root, planned(root, measured(value=2.0)))
+    assert "--- a/baselines/h100/a.json\n+++ b/baselines/h100/a.json\n@@ " in patch
+
+
+def test_a_new_and_a_changed_file_go_together(top: Path) -> None:
+    root = top / "baselines"
+    write(root, RUN, [measured(), measured("c.py")], accept_reason=None)
+    commit(top)
+    records = (measured(value=2.0), measured("b.py"), measured("c.py", value=3.0))
+    made = planned(root, *records)
+    assert [change.old is None for change in made.files] == [False, True, False]
+    assert_applies(top, root, made)
+
+
+@pytest.mark.parametrize("folder", ["gpu/perf", "my gpus", "mes données", 'quo"te\\d', "a b\tc"])
+def test_the_baselines_may_lie_in_any_folder_of_the_repository(top: Path, folder: str) -> None:
+    root = top / folder / "baselines"
+    write(root, RUN, [measured()], accept_reason=None)
+    commit(top)
+    assert_applies(top, root, planned(root, measured(value=2.0), measured("b.py")))
+
+
+def test_a_relative_root_is_found(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (top / "sub").mkdir()
+    commit(top)
+    monkeypatch.chdir(top / "sub")
+    assert_applies(top, Path("baselines"), planned(Path("baselines"), measured()))
+    assert (top / "sub" / "baselines" / "h100" / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data.rstrip(b"\n"),
+        lambda data: data.replace(b"\n", b"\r\n"),
+        lambda data: data.replace(b"NVIDIA", "NVIDIA\u2028\u0085é".encode()),
+    ],
+    ids=["no last newline", "carriage returns", "separators that are no newlines"],
+)
+def test_a_file_edited_by_hand_is_changed_too(top: Path, spoil: object) -> None:
+    assert callable(spoil)
+    root = top / "baselines"
+    write(root, RUN, [measured()], accept_reason=None)
+    path = baseline_path(root, "h100", "a.py")
+    path.write_bytes(spoil(path.read_bytes()))
+    commit(top)
+    assert_applies(top, root, planned(root, measured(value=2.0)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"{}", b"{}\n"), (b"{}\n", b"{}"), (b"a\nb", b"a\nc"), (None, b"{}"), (b"1\n2\n3\n", b"1\n3\n"), (b"", b"x\n")],
+)
+def test_the_last_newline_is_kept_or_lost_as_the_plan_says(top: Path, old: bytes | None, new: bytes) -> None:
+    path = top / "baselines" / "h100" / "a.json"
+    path.parent.mkdir(parents=True)
+    if old is not None:
+        path.write_bytes(old)
+    commit(top)
+    change = FileChange(path=path, old=old, new=new)
+    assert_applies(top, top / "baselines", Plan(files=(change,), changes=()))
+
+
+def test_a_plan_without_changes_is_an_empty_patch(top: Path) -> None:
+    assert git_patch(top / "baselines", Plan(files=(), changes=()), top=top) == ""
+
+
+def test_baselines_outside_the_work_tree_are_an_error(top: Path, tmp_path: Path) -> None:
+    made = planned(tmp_path / "elsewhere", measured())
+    with pytest.raises(UsageError, match=r"outside the git work tree .*--gpuperf-baselines"):
+        git_patch(tmp_path / "elsewhere", made, top=top)

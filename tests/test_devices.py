@@ -1,0 +1,371 @@
+"""Which devices there are, what they can do, and what a test may ask of them."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_gpuperf.devices import (
+    Device,
+    GpuRequirement,
+    cpu_device,
+    eligible,
+    find_devices,
+    groups,
+    load_specs,
+    shortfall,
+    slug,
+    spec_of,
+    visible,
+)
+from pytest_gpuperf.errors import DeviceError, UsageError
+from pytest_gpuperf.nvml import GpuInfo
+from pytest_gpuperf.testing import FakeNvml, fake_gpu
+
+FOUR = tuple(fake_gpu(index) for index in range(4))
+CPU = Device(kind="cpu", index=0, uuid="cpu-0", name="Intel(R) Xeon(R) Processor", memory_bytes=64 * 10**9)
+
+
+def found(*gpus: GpuInfo) -> tuple[Device, ...]:
+    return find_devices(FakeNvml(*gpus), cuda_visible_devices=None)
+
+
+def h200(index: int = 0, **changes: Any) -> GpuInfo:
+    values: dict[str, Any] = {"name": "NVIDIA H200", "pci_device_id": "2335", "memory_bytes": 150_754_820_096}
+    return fake_gpu(index, **{**values, "memory_bus_bits": 6144, "max_memory_clock_mhz": 3201.0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("variable", "indices"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("", []),
+        ("2", [2]),
+        (" 3 , 1", [3, 1]),
+        ("0,2,-1,1", [0, 2]),
+        ("-1", []),
+        ("1,4,0", [1]),
+        ("1,,0", [1]),
+        ("NoDevFiles", []),
+        ("0,1,0", []),
+        ("1gpu,2", [1, 2]),
+        ("GPU-00000002", [2]),
+        (f"{FOUR[3].uuid},GPU-00000001-", [3, 1]),
+        ("GPU-0", []),
+        ("GPU-00000001,GPU-ffffffff,GPU-00000002", [1]),
+        ("GPU-00000001,GPU-00000001-0000", []),
+        ("GPU-00000001,2", [1]),
+        ("2,GPU-00000001", [2]),
+    ],
+)
+def test_cuda_visible_devices_is_read_as_cuda_reads_it(variable: str | None, indices: list[int]) -> None:
+    assert [gpu.index for gpu in visible(FOUR, variable)] == indices
+
+
+def test_a_mig_instance_in_cuda_visible_devices_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(DeviceError, match=r"MIG instance 'MIG-1'.*nvidia-smi -mig 0"):
+        visible(FOUR, "MIG-1")
+
+
+@given(st.text(alphabet="0123-,GPU x", max_size=30))
+def test_visible_gpus_are_each_there_once(variable: str) -> None:
+    chosen = visible(FOUR, variable)
+    assert set(chosen) <= set(FOUR)
+    assert len(chosen) == len(set(chosen))
+
+
+def test_devices_are_numbered_as_torch_numbers_them() -> None:
+    devices = find_devices(FakeNvml(*FOUR), cuda_visible_devices="3,1")
+    assert [(one.device, one.uuid) for one in devices] == [("cuda:0", FOUR[3].uuid), ("cuda:1", FOUR[1].uuid)]
+
+
+def test_without_a_driver_there_are_no_gpus() -> None:
+    assert find_devices(None, cuda_visible_devices=None) == ()
+
+
+def test_an_h100_has_its_published_peaks() -> None:
+    (device,) = found(fake_gpu())
+    assert device.peak_flops_per_s["bfloat16"] == 989e12
+    assert device.peak_flops_per_s["float64"] == 67e12  # the tensor cores', which cuBLAS uses
+    assert device.peak_flops_per_s["float8"] == 1979e12
+    assert device.peak_bandwidth_bytes_per_s == 3350e9
+    assert device.pcie_bandwidth_bytes_per_s == pytest.approx(63.008e9)
+    assert (device.architecture, device.sm_count, device.l2_bytes) == ("Hopper", 132, 50 * 2**20)
+    assert not device.is_peak_computed
+
+
+def test_a_dtype_without_a_published_peak_has_none() -> None:
+    memory_bytes = 15360 * 2**20
+    t4 = fake_gpu(name="Tesla T4", pci_device_id="1eb8", compute_capability="7.5", core_count=2560)
+    (device,) = found(msgspec.structs.replace(t4, memory_bytes=memory_bytes))
+    assert device.peak_flops_per_s["float16"] == 65e12
+    assert "bfloat16" not in device.peak_flops_per_s
+
+
+def test_the_pci_id_decides_before_the_name() -> None:
+    spec = spec_of(fake_gpu(name="NVIDIA H100 PCIe"))
+    assert spec is not None
+    assert spec.key == "H100-SXM-80"
+
+
+def test_an_exact_name_decides_where_the_pci_id_is_unknown() -> None:
+    spec = spec_of(fake_gpu(pci_device_id=None))
+    assert spec is not None
+    assert spec.key == "H100-SXM-80"
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100", "H100 80GB HBM3", "NVIDIA H100 80GB HBM3e", "nvidia h100 80gb hbm3"])
+def test_a_part_of_a_name_is_never_enough(name: str) -> None:
+    assert spec_of(fake_gpu(name=name, pci_device_id="ffff")) is None
+
+
+def test_every_name_and_pci_id_of_the_table_finds_its_own_row() -> None:
+    for spec in load_specs().gpus:
+        size = {"memory_bytes": int((spec.observed_total_memory_mb or (spec.vram_gb or 80) * 1024) * 2**20)}
+        unknown: dict[str, Any] = {**size, "core_count": None}
+        for name in spec.names:
+            assert spec_of(fake_gpu(name=name, pci_device_id=None, **unknown)) == spec
+        for device_id in spec.pci_device_ids:
+            assert spec_of(fake_gpu(name="renamed", pci_device_id=device_id.lower(), **unknown)) == spec
+
+
+@pytest.mark.parametrize("changes", [{"core_count": 114 * 128}, {"memory_bytes": 64 * 2**30}])
+def test_a_gpu_that_contradicts_its_row_has_computed_peaks(changes: Mapping[str, Any]) -> None:
+    (device,) = found(fake_gpu(**changes))
+    assert device.is_peak_computed
+    assert device.architecture == "Hopper"
+
+
+def test_an_unknown_gpu_has_upper_bounds_from_clock_and_sm_count() -> None:
+    (device,) = found(fake_gpu(name="NVIDIA H900", pci_device_id="ffff"))
+    assert device.is_peak_computed
+    assert device.peak_flops_per_s["bfloat16"] == pytest.approx(132 * 1980e6 * 4096)
+    assert device.peak_flops_per_s["float32"] == pytest.approx(16896 * 1980e6 * 2)
+    assert "float64" not in device.peak_flops_per_s
+    assert device.peak_bandwidth_bytes_per_s == pytest.approx(2619e6 * 2 * 640)
+
+
+def test_a_gpu_of_which_nothing_is_known_has_no_peaks() -> None:
+    (device,) = found(GpuInfo(index=0, uuid="GPU-0", name="Mystery", memory_bytes=10**9))
+    assert device.peak_flops_per_s == {}
+    assert device.peak_bandwidth_bytes_per_s is None
+    assert device.pcie_bandwidth_bytes_per_s is None
+    assert not device.is_peak_computed
+
+
+@pytest.mark.parametrize("changes", [{"mig_enabled": True}, {"name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb"}])
+def test_a_gpu_divided_by_mig_has_no_peaks(changes: Mapping[str, Any]) -> None:
+    (device,) = found(fake_gpu(**changes))
+    assert device.is_mig
+    assert (device.peak_flops_per_s, device.peak_bandwidth_bytes_per_s, device.sm_count) == ({}, None, None)
+    assert not device.is_peak_computed
+
+
+@pytest.mark.parametrize(
+    ("generation", "width", "expected"), [(3, 16, 15.76e9), (6, 8, 60.504e9), (2, 16, None), (5, None, None)]
+)
+def test_pcie_bandwidth_is_lanes_times_their_rate(generation: int, width: int | None, expected: float | None) -> None:
+    (device,) = found(fake_gpu(pcie_generation=generation, pcie_width=width))
+    assert device.pcie_bandwidth_bytes_per_s == pytest.approx(expected)
+
+
+def test_a_uuid_is_published_hashed_and_memory_in_gb() -> None:
+    (device,) = found(fake_gpu())
+    assert re.fullmatch("[0-9a-f]{12}", device.uuid_hash)
+    assert device.vram_gb == pytest.approx(85.52, abs=0.01)
+
+
+def test_the_cpu_is_a_device_with_its_model_name(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: AMD EPYC 9654 96-Core Processor\nmodel name\t: other\n")
+    cpu = cpu_device(cpuinfo=cpuinfo)
+    assert (cpu.kind, cpu.device, cpu.name) == ("cpu", "cpu", "AMD EPYC 9654 96-Core Processor")
+    assert cpu.uuid.startswith("cpu-")
+    assert cpu.memory_bytes > 10**8
+    assert cpu.peak_flops_per_s == {}
+
+
+def test_the_cpu_has_a_name_where_linux_gives_none(tmp_path: Path) -> None:
+    assert cpu_device(cpuinfo=tmp_path / "missing").name
+
+
+def test_baselines_live_in_a_folder_named_for_the_gpu() -> None:
+    one, two = found(fake_gpu()), found(h200(), h200(1))
+    assert slug(one) == "nvidia-h100-80gb-hbm3"
+    assert slug(two) == "2x-nvidia-h200"
+    assert slug((one[0], two[0])) == "1x-nvidia-h100-80gb-hbm3-and-1x-nvidia-h200"
+    assert slug([CPU]) == "cpu-intel-r-xeon-r-processor"
+    assert slug(one, "Pool A") == "nvidia-h100-80gb-hbm3+pool-a"
+    assert slug(one, "") == "nvidia-h100-80gb-hbm3"
+
+
+@given(st.text(), st.none() | st.text())
+def test_a_slug_is_one_safe_path_component(name: str, label: str | None) -> None:
+    text = slug([Device(kind="cuda", index=0, uuid="x", name=name, memory_bytes=1)], label)
+    assert re.fullmatch(r"[a-z0-9][a-z0-9+-]{0,99}", text)
+
+
+def test_long_names_that_differ_at_the_end_only_have_different_slugs() -> None:
+    slugs = {slug([CPU], "x" * 200 + end) for end in "ab"}
+    assert len(slugs) == 2
+    assert {len(text) for text in slugs} == {100}
+
+
+def test_no_devices_have_no_slug() -> None:
+    with pytest.raises(DeviceError, match="Without a device"):
+        slug([])
+
+
+def test_marker_arguments_become_a_requirement() -> None:
+    asked = GpuRequirement.from_arguments(
+        "test_a", (), {"count": 2, "min_vram_gb": 40, "arch": "Hopper", "nvlink": True}
+    )
+    assert asked == GpuRequirement(count=2, min_vram_gb=40.0, arch="Hopper", nvlink=True)
+    assert str(asked) == "gpu(count=2, min_vram_gb=40, arch='Hopper', nvlink=True)"
+    assert str(GpuRequirement()) == "gpu()"
+
+
+def test_an_unknown_argument_is_named_with_the_valid_ones() -> None:
+    with pytest.raises(UsageError) as raised:
+        GpuRequirement.from_arguments("test_a", (), {"vram": 80})
+    assert str(raised.value) == "Unknown argument 'vram' in @gpu of test_a. Valid: arch, count, min_vram_gb, nvlink."
+
+
+def test_a_positional_argument_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"@gpu of test_a has arguments without a name: 2\. Write @gpu\(count=2\)"):
+        GpuRequirement.from_arguments("test_a", (2,), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("count", True, "a whole number of GPUs, 1 or more"),
+        ("count", 0, "a whole number of GPUs, 1 or more"),
+        ("count", 2.0, "a whole number of GPUs, 1 or more"),
+        ("min_vram_gb", "80GB", "a number of GB"),
+        ("min_vram_gb", float("nan"), "a number of GB"),
+        ("min_vram_gb", -1, "a number of GB"),
+        ("min_vram_gb", True, "a number of GB"),
+        ("arch", "hoper", "ada, ada lovelace, ampere, blackwell, blackwell ultra, hopper, turing, volta"),
+        ("arch", 9.0, "or a compute capability"),
+        ("arch", ">9.0", "or a compute capability"),
+        ("nvlink", 1, "True or False"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused(name: str, value: object, wanted: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        GpuRequirement.from_arguments("test_a", (), {name: value})
+    assert str(raised.value).startswith(f"{name}={value!r} in @gpu of test_a is not ")
+    assert wanted in str(raised.value)
+
+
+def test_nvlink_needs_more_than_one_gpu() -> None:
+    with pytest.raises(UsageError, match="Add count=2 or more"):
+        GpuRequirement.from_arguments("test_a", (), {"nvlink": True})
+
+
+@pytest.mark.parametrize(
+    ("arch", "fits"),
+    [
+        (None, True),
+        ("hopper", True),
+        ("Hopper", True),
+        ("9.0", True),
+        (">=8.0", True),
+        (">= 9.0", True),
+        (">=10.0", False),
+        ("8.0", False),
+        ("ampere", False),
+    ],
+)
+def test_an_architecture_is_a_name_or_a_capability(arch: str | None, fits: bool) -> None:
+    assert bool(eligible(GpuRequirement(arch=arch), found(fake_gpu()))) is fits
+
+
+def test_the_first_word_of_an_architecture_is_enough() -> None:
+    (l4,) = found(fake_gpu(name="NVIDIA L4", pci_device_id="ffff", compute_capability="8.9", core_count=7424))
+    assert eligible(GpuRequirement(arch="ada"), [l4])
+    (b300,) = found(fake_gpu(name="unknown", pci_device_id="ffff", compute_capability="10.3"))
+    assert eligible(GpuRequirement(arch="blackwell"), [b300])
+    assert not eligible(GpuRequirement(arch="ada"), [b300])
+
+
+def test_what_can_be_satisfied_has_no_shortfall() -> None:
+    assert shortfall(GpuRequirement(count=2, min_vram_gb=80), found(*FOUR)) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "reason"),
+    [
+        (
+            GpuRequirement(min_vram_gb=90),
+            FOUR,
+            "test asks gpu(min_vram_gb=90), but the largest GPU here has 85.52 GB (NVIDIA H100 80GB HBM3).",
+        ),
+        (
+            GpuRequirement(min_vram_gb=99, arch="9.0"),
+            FOUR,
+            (
+                "test asks gpu(min_vram_gb=99, arch='9.0'), "
+                "but the largest GPU here of that kind has 85.52 GB (NVIDIA H100 80GB HBM3)."
+            ),
+        ),
+        (GpuRequirement(count=2), FOUR[:1], "test asks gpu(count=2), but there is 1 GPU here."),
+        (
+            GpuRequirement(count=2, min_vram_gb=90),
+            (fake_gpu(), h200(1)),
+            "test asks gpu(count=2, min_vram_gb=90), but 1 of the 2 GPUs here would do.",
+        ),
+        (
+            GpuRequirement(arch="ampere"),
+            FOUR,
+            "test asks gpu(arch='ampere'), but no GPU here is of that kind (NVIDIA H100 80GB HBM3: Hopper 9.0).",
+        ),
+    ],
+)
+def test_a_shortfall_has_its_numbers(asked: GpuRequirement, gpus: tuple[GpuInfo, ...], reason: str) -> None:
+    assert shortfall(asked, found(*gpus)) == reason
+
+
+def test_without_any_gpu_everything_falls_short() -> None:
+    assert shortfall(GpuRequirement(), ()) == "test asks gpu(), but there is no GPU here."
+
+
+@pytest.mark.parametrize(
+    "asked", [GpuRequirement(count=2), GpuRequirement(arch="hopper"), GpuRequirement(count=2, nvlink=True)]
+)
+def test_the_cpu_cannot_stand_in_for_a_particular_gpu(asked: GpuRequirement) -> None:
+    assert shortfall(asked, [CPU]) == (
+        f"test asks {asked}, which needs a GPU, and this run measures on the CPU (Intel(R) Xeon(R) Processor)."
+    )
+
+
+def test_on_the_cpu_memory_is_compared_with_ram() -> None:
+    assert shortfall(GpuRequirement(min_vram_gb=64), [CPU]) is None
+    assert shortfall(GpuRequirement(min_vram_gb=65), [CPU]) == (
+        "test asks gpu(min_vram_gb=65), but this machine has 64.00 GB of RAM, "
+        "and this run measures on the CPU (Intel(R) Xeon(R) Processor)."
+    )
+
+
+def test_nvlink_must_connect_every_two_of_the_gpus() -> None:
+    a, b, c, _ = (gpu.uuid for gpu in FOUR)
+    chain = FakeNvml(*FOUR, nvlinks=[(a, b), (b, c)])
+    devices = find_devices(chain, cuda_visible_devices=None)
+    pair, three = GpuRequirement(count=2, nvlink=True), GpuRequirement(count=3, nvlink=True)
+    assert [[one.index for one in group] for group in groups(pair, devices, chain)] == [[0, 1], [1, 2]]
+    assert shortfall(pair, devices, chain) is None
+    assert shortfall(three, devices, chain) == (
+        "test asks gpu(count=3, nvlink=True), "
+        "but no 3 GPUs here are known to be connected by NVLink (`nvidia-smi topo -m`)."
+    )
+
+
+@pytest.mark.parametrize("nvml", [None, FakeNvml(*FOUR, nvlinks=None)])
+def test_nvlink_that_cannot_be_read_is_a_shortfall(nvml: FakeNvml | None) -> None:
+    assert "known to be connected" in (shortfall(GpuRequirement(count=2, nvlink=True), found(*FOUR), nvml) or "")

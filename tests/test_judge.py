@@ -1,0 +1,541 @@
+"""Verdicts: the rule by hand, its reasons word by word, properties that must always hold, and its error rates."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import get_args
+
+import pytest
+import scipy.stats
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from pytest_gpuperf.errors import MeasurementError
+from pytest_gpuperf.judge import ALPHA, LOOKS, PRIORS, hardware_differences, judge, prior_of, tolerance_warning
+from pytest_gpuperf.records import (
+    BaselineRun,
+    Environment,
+    Hardware,
+    Kind,
+    Measurement,
+    Method,
+    MetricBaseline,
+    Session,
+    Verdict,
+)
+from pytest_gpuperf.units import Better
+
+SUSTAINED = Method(clock="cuda-events", mode="sustained")
+H100 = Hardware(name="NVIDIA H100 80GB HBM3", memory_bytes=85_520_809_984, power_limit_w=700.0)
+HERE = Environment(hardware=H100)
+
+
+def current(
+    *values: float,
+    unit: str = "s",
+    better: Better = "lower",
+    kind: Kind = "compute",
+    tolerance: float | None = None,
+    method: Method = SUSTAINED,
+) -> list[Measurement]:
+    """One measurement a run."""
+    return [
+        Measurement(metric="time", value=value, unit=unit, better=better, kind=kind, tolerance=tolerance, method=method)
+        for value in values
+    ]
+
+
+def accepted(
+    *sessions: Sequence[float],
+    devices: str = "",
+    unit: str = "s",
+    better: Better = "lower",
+    environments: Sequence[str] = (),
+) -> MetricBaseline:
+    """A baseline of sessions of run values, on the GPUs named by one letter each: `aab`; all on `a` if not given."""
+    return MetricBaseline(
+        unit=unit,
+        better=better,
+        kind="compute",
+        method=SUSTAINED,
+        sessions=tuple(
+            Session(
+                date="2026-11-20T00:00:00Z",
+                visit=str(i),
+                devices=(devices[i] if devices else "a",),
+                environment=environments[i] if environments else "h100",
+                runs=tuple(BaselineRun(value=value) for value in values),
+            )
+            for i, values in enumerate(sessions)
+        ),
+    )
+
+
+FIVE = accepted(*[[1.0]] * 5)
+
+
+def judged(
+    measurements: Sequence[Measurement],
+    baseline: MetricBaseline | None = FIVE,
+    *,
+    device: str = "a",
+    is_cpu: bool = False,
+    health: str | None = None,
+    look: int = 1,
+    hardware: Hardware = H100,
+    others: dict[str, Hardware] | None = None,
+) -> Verdict:
+    return judge(
+        measurements,
+        baseline,
+        environments={"h100": HERE} | {name: Environment(hardware=other) for name, other in (others or {}).items()},
+        environment=Environment(hardware=hardware),
+        devices=(device,),
+        is_cpu=is_cpu,
+        health=health,
+        look=look,
+    )
+
+
+# the rule by hand: five sessions of one run, all 1 s, of a kernel limited by compute
+
+WITHIN = 0.0025**2  # no degrees of freedom: the prior
+SESSION = 10 * 0.003**2 / 14  # 4 degrees of freedom that saw nothing, 10 of the prior
+STANDARD_ERROR = math.sqrt((SESSION + WITHIN) * (1 + 1 / 5))  # 0.39 %
+
+
+def t(probability: float) -> float:
+    return float(scipy.stats.t.ppf(probability, 14))
+
+
+def test_change_interval_and_detectable_effect_are_those_worked_out_by_hand() -> None:
+    verdict = judged(current(1.05))
+
+    assert verdict.change == pytest.approx(0.05)
+    assert verdict.change_low == pytest.approx(1.05 * math.exp(-t(0.975) * STANDARD_ERROR) - 1)
+    assert verdict.change_high == pytest.approx(1.05 * math.exp(t(0.975) * STANDARD_ERROR) - 1)
+    assert verdict.minimum_detectable_effect == pytest.approx(math.expm1((t(1 - ALPHA / 3) + t(0.8)) * STANDARD_ERROR))
+    assert verdict.baseline_value == pytest.approx(1.0)
+    assert (verdict.metric, verdict.sessions, verdict.runs, verdict.tolerance) == ("time", 5, 1, 0.03)
+
+
+@pytest.mark.parametrize(
+    ("difference", "tolerance", "status"),
+    [
+        (t(1 - ALPHA / 3) * STANDARD_ERROR * 1.001, 0.01, "REGRESSED"),
+        (t(1 - ALPHA / 3) * STANDARD_ERROR * 0.999, 0.01, "INCONCLUSIVE"),  # enough for 0.001, but for one look only
+        (math.log1p(0.03) * 1.001, 0.03, "REGRESSED"),
+        (math.log1p(0.03) * 0.999, 0.03, "INCONCLUSIVE"),
+        (math.log1p(0.03) - t(0.95) * STANDARD_ERROR * 0.999, 0.03, "INCONCLUSIVE"),
+        (math.log1p(0.03) - t(0.95) * STANDARD_ERROR * 1.001, 0.03, "PASS"),
+        (0.0, 0.03, "PASS"),
+        (-math.log1p(0.03) * 0.999, 0.03, "PASS"),
+        (-math.log1p(0.03) * 1.001, 0.03, "IMPROVED"),
+        (-t(1 - ALPHA / 3) * STANDARD_ERROR * 0.999, 0.01, "PASS"),
+        (-t(1 - ALPHA / 3) * STANDARD_ERROR * 1.001, 0.01, "IMPROVED"),
+    ],
+)
+def test_the_limits_are_where_the_rule_puts_them(difference: float, tolerance: float, status: str) -> None:
+    assert judged(current(math.exp(difference), tolerance=tolerance)).status == status
+
+
+def test_more_runs_narrow_the_interval_by_what_differs_between_runs() -> None:
+    one, six = judged(current(1.0)), judged(current(*[1.0] * 6))
+
+    assert six.runs == 6
+    error = math.sqrt(SESSION * 1.2 + WITHIN * (1 / 6 + 1 / 5))
+    assert six.change_high == pytest.approx(math.expm1(t(0.975) * error))
+    assert one.change_high == pytest.approx(math.expm1(t(0.975) * STANDARD_ERROR))
+
+
+def test_a_rate_that_falls_is_slower_in_terms_of_time() -> None:
+    baseline = accepted(*[[500e12]] * 5, unit="FLOP/s", better="higher")
+
+    verdict = judged(current(400e12, unit="FLOP/s", better="higher"), baseline)
+
+    assert verdict.status == "REGRESSED"
+    assert verdict.change == pytest.approx(0.25)  # 500 / 400: each call takes a quarter longer
+    assert verdict.baseline_value == pytest.approx(500e12)
+
+
+def test_fewer_than_five_sessions_are_provisional() -> None:
+    assert judged(current(1.0), accepted(*[[1.0]] * 4)).is_provisional
+    assert not judged(current(1.0)).is_provisional
+
+
+def test_on_a_gpu_never_seen_the_interval_is_wider() -> None:
+    here, elsewhere = judged(current(1.0)), judged(current(1.0), device="z")
+
+    assert here.change_high is not None
+    assert elsewhere.change_high is not None
+    assert elsewhere.change_high > 2 * here.change_high
+
+
+def test_the_baseline_of_a_gpu_is_nearer_to_its_own_sessions() -> None:
+    baseline = accepted([1.0], [1.0], [1.02], [1.02], devices="aabb")
+
+    slow = judged(current(1.02), baseline, device="b").baseline_value
+    fast = judged(current(1.02), baseline, device="a").baseline_value
+
+    assert slow is not None
+    assert fast is not None
+    assert 1.0 < fast < 1.005
+    assert 1.015 < slow < 1.02
+
+
+def test_the_order_of_the_devices_does_not_matter() -> None:
+    pair = replace(FIVE, sessions=tuple(replace(session, devices=("a", "b")) for session in FIVE.sessions))
+
+    def verdict(*devices: str) -> Verdict:
+        environments = {"h100": HERE}
+        runs = current(1.0)
+        return judge(runs, pair, environments=environments, environment=HERE, devices=devices, is_cpu=False)
+
+    assert verdict("b", "a") == verdict("a", "b")
+    assert verdict("b", "c") != verdict("a", "b")
+
+
+# what each verdict says
+
+
+def test_a_regression_says_by_how_much_with_its_interval_and_the_tolerance() -> None:
+    assert judged(current(1.05)).reason == "5.0 % slower (4.1 % to 5.9 %), tolerance 3.0 %."
+
+
+def test_a_pass_says_the_change_too() -> None:
+    assert judged(current(1.004)).reason == "0.40 % slower (-0.44 % to 1.2 %), tolerance 3.0 %."
+
+
+def test_an_improvement_says_faster_with_the_interval_turned_round() -> None:
+    assert judged(current(0.95)).reason == "5.0 % faster (4.2 % to 5.8 %), tolerance 3.0 %."
+
+
+@pytest.mark.parametrize(("value", "words"), [(1.05, "5.0 % worse ("), (0.95, "5.0 % better (")])
+def test_a_metric_that_is_neither_time_nor_rate_is_worse_or_better(value: float, words: str) -> None:
+    verdict = judged(current(value, unit="B"), accepted(*[[1.0]] * 5, unit="B"))
+
+    assert verdict.reason.startswith(words)
+
+
+def test_a_pass_that_noise_leaves_no_room_for_says_what_it_can_see() -> None:
+    verdict = judged(current(1.01), accepted([1.0]), is_cpu=True)
+
+    assert (verdict.status, verdict.is_low_power) == ("PASS", True)
+    assert verdict.reason == "1.0 % slower (-16 % to 21 %), tolerance 10 %; low power: sees 60 % at best."
+
+
+def test_noise_does_not_pass_what_is_beyond_the_tolerance() -> None:
+    verdict = judged(current(1.11), accepted([1.0]), is_cpu=True)
+
+    assert (verdict.status, verdict.is_low_power) == ("INCONCLUSIVE", False)
+
+
+@pytest.mark.parametrize(
+    ("runs", "look", "remedy"),
+    [
+        (1, 1, "not settled by 1 run, 3 runs in fresh processes may settle it."),
+        (3, 2, "not settled by 3 runs, 6 runs in fresh processes may settle it."),
+        (6, 3, "not settled by 6 runs, more sessions in the baseline may settle it."),
+    ],
+)
+def test_what_is_not_settled_says_what_may_settle_it(runs: int, look: int, remedy: str) -> None:
+    verdict = judged(current(*[1.029] * runs), look=look)
+
+    assert verdict.status == "INCONCLUSIVE"
+    assert verdict.reason.startswith("2.9 % slower (")
+    assert verdict.reason.endswith(f"), tolerance 3.0 %; {remedy}")
+
+
+def test_without_a_baseline_a_metric_is_new() -> None:
+    verdict = judged(current(1.0), None)
+
+    assert (verdict.status, verdict.reason) == ("NEW", "No baseline on this device.")
+    assert (verdict.change, verdict.sessions, verdict.is_provisional) == (None, 0, False)
+
+
+def test_a_new_metric_of_an_unhealthy_gpu_says_so() -> None:
+    verdict = judged(current(1.0), None, health="power brake for 3.0 % of the time")
+
+    assert (verdict.status, verdict.reason) == (
+        "NEW",
+        "No baseline on this device; power brake for 3.0 % of the time.",
+    )
+
+
+def test_an_unhealthy_gpu_makes_any_comparison_invalid() -> None:
+    health = "hardware thermal slowdown for 12 % of the time"
+
+    for measurements in (current(1.5), current(1.0), current(1.0, unit="B/s")):
+        verdict = judged(measurements, health=health)
+        assert (verdict.status, verdict.reason, verdict.change) == ("INVALID", health, None)
+
+
+@pytest.mark.parametrize(
+    ("measurements", "reason"),
+    [
+        (current(1.0, unit="B"), "Not comparable: unit B, baseline s."),
+        (current(1.0, better="higher"), "Not comparable: higher is better, baseline lower."),
+        (
+            current(1.0, 1.0, method=Method(clock="cuda-graph", mode="hot")),
+            "Not comparable: method hot, cuda-graph, baseline sustained, cuda-events.",
+        ),
+        (
+            current(1.0, unit="B/s", better="higher"),
+            "Not comparable: unit B/s, baseline s; higher is better, baseline lower.",
+        ),
+    ],
+)
+def test_another_metric_is_not_compared(measurements: list[Measurement], reason: str) -> None:
+    verdict = judged(measurements)
+
+    assert (verdict.status, verdict.reason, verdict.change) == ("INCOMPARABLE", reason, None)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "difference"),
+    [
+        (replace(H100, name="NVIDIA H200"), "device NVIDIA H200, baseline NVIDIA H100 80GB HBM3"),
+        (replace(H100, count=2), "2 devices, baseline 1"),
+        (replace(H100, is_mig=True), "MIG instance, baseline whole GPU"),
+        (replace(H100, memory_bytes=42_000_000_000), "memory 42.00 GB, baseline 85.52 GB"),
+        (replace(H100, power_limit_w=500.0), "power limit 500.0 W, baseline 700.0 W"),
+        (replace(H100, count=2, power_limit_w=500.0), "2 devices, baseline 1; power limit 500.0 W, baseline 700.0 W"),
+    ],
+)
+def test_other_hardware_is_not_compared(hardware: Hardware, difference: str) -> None:
+    verdict = judged(current(1.0), hardware=hardware)
+
+    assert (verdict.status, verdict.reason) == ("INCOMPARABLE", f"Not comparable: {difference}.")
+
+
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        replace(H100, memory_bytes=85_000_000_000),
+        replace(H100, power_limit_w=699.9),
+        replace(H100, power_limit_w=None, memory_bytes=None),
+    ],
+)
+def test_a_percent_of_memory_or_power_and_what_cannot_be_read_are_no_difference(hardware: Hardware) -> None:
+    assert hardware_differences(hardware, H100) == hardware_differences(H100, hardware) == ()
+
+
+def test_only_sessions_on_the_same_hardware_count() -> None:
+    baseline = accepted([2.0], [1.0], [2.0], [1.0], environments=["capped", "h100", "capped", "h100"])
+
+    verdict = judged(current(1.0), baseline, others={"capped": replace(H100, power_limit_w=350.0)})
+
+    assert (verdict.status, verdict.sessions) == ("PASS", 2)
+    assert verdict.baseline_value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("baseline", [None, FIVE])
+def test_a_value_that_has_no_logarithm_is_an_error_of_the_measurement(
+    value: float, baseline: MetricBaseline | None
+) -> None:
+    expected = rf"^time is {value:g} s\. Only finite values above 0 can be compared: correct what the test records\.$"
+    with pytest.raises(MeasurementError, match=expected):
+        judged(current(1.0, value), baseline)
+
+
+def test_a_baseline_value_that_has_no_logarithm_is_named_as_such() -> None:
+    with pytest.raises(MeasurementError, match=r"^The baseline of time is 0 s\. "):
+        judged(current(1.0), accepted([1.0], [0.0]))
+
+
+# tolerance and priors
+
+
+def verdict_with(tolerance: float, detectable: float | None) -> Verdict:
+    return Verdict(status="PASS", metric="time", reason="", tolerance=tolerance, minimum_detectable_effect=detectable)
+
+
+def test_a_tolerance_that_noise_hides_is_warned_of() -> None:
+    assert tolerance_warning(verdict_with(0.02, 0.034)) == (
+        "time: the tolerance of 2.0 % is below the 3.4 % that can be told from noise: "
+        "widen it, or record more sessions."
+    )
+
+
+def test_a_tolerance_far_above_the_noise_is_warned_of() -> None:
+    assert tolerance_warning(verdict_with(0.1, 0.004)) == (
+        "time: the tolerance of 10 % is more than 20 times the 0.40 % that can be told from noise: tighten it."
+    )
+
+
+@pytest.mark.parametrize(("tolerance", "detectable"), [(0.03, 0.02), (0.03, 0.03), (0.03, None)])
+def test_a_tolerance_that_fits_the_noise_is_not_warned_of(tolerance: float, detectable: float | None) -> None:
+    assert tolerance_warning(verdict_with(tolerance, detectable)) is None
+
+
+def test_every_kind_has_a_prior_and_a_cpu_has_its_own() -> None:
+    for kind in get_args(Kind):
+        assert prior_of(kind, is_cpu=False) is PRIORS[kind]
+        assert prior_of(kind, is_cpu=True) is PRIORS["cpu"]
+
+
+def test_the_tolerance_of_the_test_replaces_that_of_the_kind() -> None:
+    assert judged(current(1.0, kind="transfer")).tolerance == 0.05
+    assert judged(current(1.0, kind="transfer", tolerance=0.02)).tolerance == 0.02
+
+
+# properties
+
+values = st.floats(0.9, 1.1)
+baselines = st.lists(st.tuples(st.sampled_from("ab"), st.lists(values, min_size=1, max_size=3)), min_size=1, max_size=6)
+runs = st.lists(values, min_size=1, max_size=6)
+kinds = st.sampled_from(get_args(Kind))
+Sessions = list[tuple[str, list[float]]]
+
+
+def outcome(sessions: Sessions, values: Sequence[float], kind: Kind, *, factor: float = 1.0) -> Verdict:
+    baseline = accepted(
+        *[[value * factor for value in values] for _, values in sessions],
+        devices="".join(device for device, _ in sessions),
+    )
+    return judged(current(*[value * factor for value in values], kind=kind), baseline)
+
+
+def numbers(verdict: Verdict) -> tuple[float, ...]:
+    found = (verdict.change, verdict.change_low, verdict.change_high, verdict.minimum_detectable_effect)
+    return tuple(number for number in found if number is not None)
+
+
+@given(sessions=baselines, values=runs, kind=kinds, factor=st.sampled_from([1e-9, 0.3, 1e12]))
+@settings(deadline=None)
+def test_the_scale_of_the_values_changes_nothing(
+    sessions: Sessions, values: list[float], kind: Kind, factor: float
+) -> None:
+    before, after = outcome(sessions, values, kind), outcome(sessions, values, kind, factor=factor)
+
+    assert after.status == before.status
+    assert numbers(after) == pytest.approx(numbers(before), abs=1e-9)
+
+
+@given(sessions=baselines, values=runs, kind=kinds)
+@settings(deadline=None)
+def test_a_rate_is_judged_like_the_time_that_it_is_the_inverse_of(
+    sessions: Sessions, values: list[float], kind: Kind
+) -> None:
+    devices = "".join(device for device, _ in sessions)
+    inverse = accepted(
+        *[[1 / value for value in one] for _, one in sessions], devices=devices, unit="it/s", better="higher"
+    )
+
+    time = outcome(sessions, values, kind)
+    rate = judged(current(*[1 / value for value in values], unit="it/s", better="higher", kind=kind), inverse)
+
+    assert rate.status == time.status
+    assert numbers(rate) == pytest.approx(numbers(time), abs=1e-9)
+
+
+@given(sessions=baselines, values=runs, kind=kinds, slowdown=st.floats(1, 2))
+@settings(deadline=None)
+def test_more_slowdown_never_mends_a_regression(
+    sessions: Sessions, values: list[float], kind: Kind, slowdown: float
+) -> None:
+    slow = [value * 1.2 for value in values]
+    assume(outcome(sessions, slow, kind).status == "REGRESSED")
+
+    assert outcome(sessions, [value * slowdown for value in slow], kind).status == "REGRESSED"
+
+
+@given(sessions=baselines, values=runs, kind=kinds, order=st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_the_order_of_the_sessions_does_not_matter(
+    sessions: Sessions, values: list[float], kind: Kind, order: random.Random
+) -> None:
+    shuffled = order.sample(sessions, len(sessions))
+
+    assert numbers(outcome(shuffled, values, kind)) == pytest.approx(numbers(outcome(sessions, values, kind)), abs=1e-9)
+
+
+@given(sessions=baselines, values=runs, kind=kinds)
+@settings(deadline=None)
+def test_the_interval_holds_the_change_and_agrees_with_the_verdict(
+    sessions: Sessions, values: list[float], kind: Kind
+) -> None:
+    verdict = outcome(sessions, values, kind)
+    change, low, high, detectable = numbers(verdict)
+
+    assert low < change < high
+    assert detectable > 0
+    if verdict.status == "REGRESSED":
+        assert low > 0
+        assert change > verdict.tolerance
+    if verdict.status == "IMPROVED":
+        assert high < 0
+    if verdict.status == "PASS":
+        assert change < verdict.tolerance
+
+
+# error rates, simulated: (between sessions, between runs) as relative standard deviations
+
+COMPUTE = (0.003, 0.0025)
+MEMORY = (0.0005, 0.0005)
+
+
+def simulated(
+    noise: tuple[float, float], kind: Kind, *, slowdown: float, tolerance: float, looks: int, repeats: int
+) -> list[Verdict]:
+    """Verdicts on five sessions of one run and a current session that is looked at up to `looks` times."""
+    rng = random.Random(2026)
+    session, within = noise
+
+    def session_of(count: int) -> list[float]:
+        of_session = rng.gauss(0, session)
+        return [math.exp(of_session + rng.gauss(0, within)) for _ in range(count)]
+
+    def last_verdict() -> Verdict:
+        baseline = accepted(*[session_of(1) for _ in range(5)])
+        now = current(*[(1 + slowdown) * value for value in session_of(6)], kind=kind, tolerance=tolerance)
+        for look, count in enumerate(LOOKS[:looks], start=1):
+            verdict = judged(now[:count], baseline, look=look)
+            if verdict.status != "INCONCLUSIVE":
+                break
+        return verdict
+
+    return [last_verdict() for _ in range(repeats)]
+
+
+def test_an_unchanged_kernel_is_called_slower_less_than_once_in_a_thousand_with_hardly_any_tolerance() -> None:
+    verdicts = simulated(COMPUTE, "compute", slowdown=0.0, tolerance=0.0005, looks=3, repeats=4000)
+
+    assert sum(verdict.status == "REGRESSED" for verdict in verdicts) <= ALPHA * len(verdicts)
+
+
+def test_an_unchanged_kernel_passes_with_the_usual_tolerance() -> None:
+    verdicts = simulated(COMPUTE, "compute", slowdown=0.0, tolerance=0.03, looks=3, repeats=1000)
+
+    assert Counter(verdict.status for verdict in verdicts) == {"PASS": 1000}
+
+
+def test_the_interval_holds_the_true_change_as_often_as_it_says() -> None:
+    verdicts = simulated(COMPUTE, "compute", slowdown=0.02, tolerance=0.03, looks=1, repeats=2000)
+
+    assert fmean(numbers(one)[1] < 0.02 < numbers(one)[2] for one in verdicts) >= 0.95
+
+
+def test_three_percent_of_a_compute_kernel_are_seen_in_a_single_run() -> None:
+    verdicts = simulated(COMPUTE, "compute", slowdown=0.03, tolerance=0.02, looks=1, repeats=2000)
+
+    assert fmean(verdict.status == "REGRESSED" for verdict in verdicts) >= 0.95
+
+
+def test_two_percent_of_a_memory_kernel_are_always_seen_in_a_single_run() -> None:
+    verdicts = simulated(MEMORY, "memory", slowdown=0.02, tolerance=0.01, looks=1, repeats=1000)
+
+    assert Counter(verdict.status for verdict in verdicts) == {"REGRESSED": 1000}
+
+
+def test_the_detectable_effect_is_detected_with_the_power_that_it_promises() -> None:
+    unchanged = simulated(COMPUTE, "compute", slowdown=0.0, tolerance=0.0005, looks=1, repeats=500)
+    effect = median(verdict.minimum_detectable_effect or 0.0 for verdict in unchanged)
+
+    verdicts = simulated(COMPUTE, "compute", slowdown=effect, tolerance=0.0005, looks=1, repeats=2000)
+
+    assert fmean(verdict.status == "REGRESSED" for verdict in verdicts) == pytest.approx(0.8, abs=0.05)
