@@ -57,7 +57,7 @@ Entry = tuple[TestKey, str]
 _T = TypeVar("_T")
 
 
-class Change(Record, frozen=True):
+class Change(Record, frozen=True, kw_only=True):
     """What an update does, or refuses to do, with one metric, and why."""
 
     key: TestKey
@@ -66,7 +66,7 @@ class Change(Record, frozen=True):
     reason: str
 
 
-class FileChange(Record, frozen=True):
+class FileChange(Record, frozen=True, kw_only=True):
     """One file as it is (`None`: not there yet) and as it will be."""
 
     path: Path
@@ -74,14 +74,14 @@ class FileChange(Record, frozen=True):
     new: bytes
 
 
-class Plan(Record, frozen=True):
+class Plan(Record, frozen=True, kw_only=True):
     """What an update would do: the files that change, and the fate of every metric measured."""
 
     files: tuple[FileChange, ...]
     changes: tuple[Change, ...]
 
 
-class _Outline(Record, frozen=True):
+class _Outline(Record, frozen=True, kw_only=True):
     """A file whose parts are not typed yet: converting them one by one is what lets an error name its place."""
 
     schema: int

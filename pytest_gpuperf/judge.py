@@ -16,6 +16,7 @@ How confirm.py plugs in: on INCONCLUSIVE it measures in fresh processes until LO
 all the runs so far, of the same session, and the next `look`.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ _POWER = 0.8
 _TIME_UNITS = ("s", "s/tok", "s/req")
 
 
-class Prior(Record, frozen=True):
+class Prior(Record, frozen=True, kw_only=True):
     """Noise to expect of a kind of metric, as relative standard deviations, and its default tolerance.
 
     Attributes:
@@ -85,13 +86,13 @@ class Prior(Record, frozen=True):
         )
 
 
-_H100S = "two H100s of different machines, ten processes each, 2026-11"
+_H100S = "four H100s of different machines, ten processes each, 2026-11"
 _ASSUMED = "assumed, not yet measured"
 _SHARED_CPU = "a shared virtual machine with two cores, 2026-11"
 
 PRIORS: Mapping[Kind | Literal["cpu"], Prior] = {
     "memory": Prior(within=0.0005, session=0.0005, device=0.0005, floor=0.0005, tolerance=0.03, source=_H100S),
-    "compute": Prior(within=0.0025, session=0.003, device=0.01, floor=0.0005, tolerance=0.03, source=_H100S),
+    "compute": Prior(within=0.0035, session=0.003, device=0.01, floor=0.0005, tolerance=0.03, source=_H100S),
     "transfer": Prior(within=0.01, session=0.01, device=0.01, floor=0.0005, tolerance=0.05, source=_ASSUMED),
     "end-to-end": Prior(within=0.015, session=0.02, device=0.02, floor=0.005, tolerance=0.05, source=_ASSUMED),
     "cpu": Prior(within=0.03, session=0.05, device=0.05, floor=0.005, tolerance=0.10, source=_SHARED_CPU),
@@ -138,6 +139,7 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     environments: Mapping[str, Environment],
     environment: Environment,
     devices: tuple[str, ...],
+    visit: str | None = None,
     is_cpu: bool,
     health: str | None = None,
     look: int = 1,
@@ -154,6 +156,7 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
         environment: Where the runs were taken.
         devices: Hashed UUIDs that the runs were taken on, in any order. Sessions on the same set weigh more, and on
             a set that the baseline has never seen the spread between devices counts.
+        visit: The visit to the machine that the runs belong to; sessions of the same visit share what it does to them.
         is_cpu: The runs were timed by wall clock on a CPU.
         health: Why the device cannot be trusted, such as `hardware thermal slowdown for 12 % of the time`.
         look: 1, 2 or 3: how often these runs have been judged, this time included.
@@ -178,9 +181,10 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     sessions, differences = _same_hardware(baseline.sessions, environments, environment.hardware)
     if differences := _other_identity(measurements, baseline) or differences:
         return replace(blank, status="INCOMPARABLE", reason=f"Not comparable: {'; '.join(differences)}.")
-    comparison = _compare(
-        logs, [_session_logs(session, baseline, first.metric) for session in sessions], prior, devices
-    )
+    session_logs = [_session_logs(session, baseline, first.metric) for session in sessions]
+    components = variance_components(session_logs, prior=prior.variances, floor=prior.floor)
+    components = dataclasses.replace(components, within=max(components.within, _unsettled(measurements, sessions)))
+    comparison = _compare(logs, session_logs, components, devices, visit)
     verdict = replace(blank, sessions=len(sessions), is_provisional=len(sessions) < ENOUGH_SESSIONS)
     return _decide(verdict, comparison, baseline, look)
 
@@ -236,7 +240,7 @@ def _log(value: float, better: Better, metric: str, unit: str) -> float:
 
 def _session_logs(session: Session, baseline: MetricBaseline, metric: str) -> SessionLogs:
     logs = tuple(_log(run.value, baseline.better, f"The baseline of {metric}", baseline.unit) for run in session.runs)
-    return SessionLogs(device_group=_group(session.devices), logs=logs)
+    return SessionLogs(device_group=_group(session.devices), logs=logs, visit=session.visit)
 
 
 def _group(devices: tuple[str, ...]) -> tuple[str, ...]:
@@ -268,16 +272,27 @@ def _partition(hardware: Hardware) -> str:
 
 
 def _compare(
-    logs: Sequence[float], sessions: Sequence[SessionLogs], prior: Prior, devices: tuple[str, ...]
+    logs: Sequence[float],
+    sessions: Sequence[SessionLogs],
+    components: VarianceComponents,
+    devices: tuple[str, ...],
+    visit: str | None,
 ) -> _Comparison:
-    components = variance_components(sessions, prior=prior.variances, floor=prior.floor)
-    prediction = predict(sessions, components, device_group=_group(devices), current_runs=len(logs))
+    prediction = predict(
+        sessions, components, device_group=_group(devices), current_runs=len(logs), visit=visit or object()
+    )
     return _Comparison(
         difference=fmean(logs) - prediction.expected_log,
         expected_log=prediction.expected_log,
         standard_error=prediction.standard_error,
         degrees_of_freedom=components.degrees_of_freedom,
     )
+
+
+def _unsettled(measurements: Sequence[Measurement], sessions: Sequence[Session]) -> float:
+    """Variance that the runs' own intervals show: runs cannot agree better with each other than each is known."""
+    spreads = [run.spread for session in sessions for run in session.runs] + [run.spread for run in measurements]
+    return fmean([(spread / 2) ** 2 for spread in spreads if spread is not None] or [0.0])
 
 
 def _decide(verdict: Verdict, comparison: _Comparison, baseline: MetricBaseline, look: int) -> Verdict:

@@ -21,7 +21,7 @@ MARKERS = (
 )
 
 
-class Settings(Record, frozen=True):
+class Settings(Record, frozen=True, kw_only=True):
     """What the options say.
 
     Attributes:
@@ -57,7 +57,7 @@ class Settings(Record, frozen=True):
     disable: bool
 
 
-class PerfCriterion(Record, frozen=True):
+class PerfCriterion(Record, frozen=True, kw_only=True):
     """What `@pytest.mark.perf` says of a test."""
 
     tolerance: float | None = None
@@ -70,7 +70,11 @@ def add_options(parser: pytest.Parser) -> None:
     add = group.addoption
     add("--gpuperf-update", action="store_true", help="add this run's values to the baselines")
     add("--gpuperf-accept", metavar="REASON", help="make changed values the new baselines, for this reason")
-    add("--gpuperf-baselines", metavar="DIR", help="folder of the baselines (default: baselines, beside pytest's config)")
+    add(
+        "--gpuperf-baselines",
+        metavar="DIR",
+        help="folder of the baselines (default: baselines, beside pytest's config)",
+    )
     add("--gpuperf-strict", action="store_true", help="missing, inconclusive and invalid results fail: for CI")
     add("--gpuperf-require-gpu", action="store_true", help="a test that lacks its GPU is an error, not a skip")
     add("--gpuperf-device", choices=("auto", "cuda", "cpu"), default="auto", help="what to measure on (default: auto)")
@@ -127,7 +131,9 @@ def _refuse_contradictions(config: pytest.Config) -> None:
 
 def _reason(text: str | None) -> str | None:
     if text is not None and not text.strip():
-        raise pytest.UsageError("--gpuperf-accept needs a reason, such as --gpuperf-accept 'new attention kernel, #123'.")
+        raise pytest.UsageError(
+            "--gpuperf-accept needs a reason, such as --gpuperf-accept 'new attention kernel, #123'."
+        )
     return text
 
 
@@ -169,7 +175,9 @@ def criterion_of(item: pytest.Item) -> PerfCriterion:
             raise UsageError(f"Unknown argument {name!r} in @perf of {item.name}. Valid: mode, tolerance.")
     mode, tolerance = mark.kwargs.get("mode"), mark.kwargs.get("tolerance")
     if mode is not None and mode not in GPU_PLANS:
-        raise UsageError(f"mode={mode!r} in @perf of {item.name} does not exist. Valid: {', '.join(sorted(GPU_PLANS))}.")
+        raise UsageError(
+            f"mode={mode!r} in @perf of {item.name} does not exist. Valid: {', '.join(sorted(GPU_PLANS))}."
+        )
     try:
         return PerfCriterion(tolerance=None if tolerance is None else parse_tolerance(tolerance), mode=mode)
     except UsageError as error:

@@ -167,7 +167,7 @@ def gpu(gpus: tuple[Device, ...]) -> Device:
 @pytest.fixture
 def perf(request: pytest.FixtureRequest, gpus: tuple[Device, ...]) -> Recorder:
     """Record end-to-end metrics: `perf.record(name, value, unit=...)`, and watch a stretch: `perf.region()`."""
-    item = request.node
+    item: pytest.Item = request.node
     if recorder_key not in item.stash:
         run = item.config.stash[run_key]
         item.stash[recorder_key] = run.recorder(key_of(item), gpus, criterion_of(item))
@@ -196,7 +196,9 @@ def gpu_benchmark(perf: Recorder) -> GpuBenchmark:
 
 
 @pytest.fixture
-def gpu_monitor(request: pytest.FixtureRequest, gpus: tuple[Device, ...]) -> Callable[[], AbstractContextManager[Monitor]]:
+def gpu_monitor(
+    request: pytest.FixtureRequest, gpus: tuple[Device, ...]
+) -> Callable[[], AbstractContextManager[Monitor]]:
     """Watch the devices: `with gpu_monitor() as monitor: ...`, then `monitor.telemetry`."""
     nvml = request.config.stash[run_key].machine.nvml
     return lambda: Monitor(nvml, [device.uuid for device in gpus if device.kind == "cuda"])
@@ -291,7 +293,9 @@ def properties(record: TestRecord) -> list[tuple[str, object]]:
             "change_low": verdict.change_low,
             "change_high": verdict.change_high,
         }
-        rows += [(f"gpuperf.{measurement.metric}.{name}", value) for name, value in figures.items() if value is not None]
+        rows += [
+            (f"gpuperf.{measurement.metric}.{name}", value) for name, value in figures.items() if value is not None
+        ]
     return rows
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal
 
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import MeasurementError, UsageError
@@ -19,7 +18,7 @@ from pytest_gpuperf.workloads import Workload
 OVER_PEAK = 1.02
 
 
-class Work(Record, frozen=True):
+class Work(Record, frozen=True, kw_only=True):
     """What a call costs and how to measure it; from the workload, or from the arguments of `gpu_benchmark`."""
 
     kind: Kind | None = None
@@ -237,7 +236,7 @@ def _measurement(
     return measurement
 
 
-def _peak(unit: Literal["FLOP/s", "B/s", "s"], kind: Kind, dtype: str | None, device: Device) -> float | None:
+def _peak(unit: str, kind: Kind, dtype: str | None, device: Device) -> float | None:
     if unit == "FLOP/s":
         return device.peak_flops_per_s.get(dtype) if dtype else None
     if unit == "B/s":

@@ -24,7 +24,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the types below: immutable, keyword-only, strict when read."""
 
 
-class Method(Record, frozen=True):
+class Method(Record, frozen=True, kw_only=True):
     """How a value was measured. Part of a metric's identity: two methods are never compared.
 
     Attributes:
@@ -40,7 +40,7 @@ class Method(Record, frozen=True):
         return f"{self.mode}, {self.clock}"
 
 
-class Telemetry(Record, frozen=True):
+class Telemetry(Record, frozen=True, kw_only=True):
     """What the GPU did during one measurement. Shares are fractions of the measured time, 0 to 1.
 
     Sources: NVML clocks, power, temperature sampled about every 100 ms; energy from the total-energy counter;
@@ -61,7 +61,7 @@ class Telemetry(Record, frozen=True):
     other_process_pids: tuple[int, ...] | None = None
 
 
-class Hardware(Record, frozen=True):
+class Hardware(Record, frozen=True, kw_only=True):
     """What must match for two results to be comparable.
 
     Attributes:
@@ -79,14 +79,14 @@ class Hardware(Record, frozen=True):
     is_mig: bool = False
 
 
-class Environment(Record, frozen=True):
+class Environment(Record, frozen=True, kw_only=True):
     """Hardware, which must match, and versions, which are noted: a slower driver is what users want to catch."""
 
     hardware: Hardware
     versions: dict[str, str] = {}
 
 
-class Measurement(Record, frozen=True):
+class Measurement(Record, frozen=True, kw_only=True):
     """One metric of one test in one run.
 
     Attributes:
@@ -184,7 +184,7 @@ class Measurement(Record, frozen=True):
         )
 
 
-class Verdict(Record, frozen=True):
+class Verdict(Record, frozen=True, kw_only=True):
     """What the judge says of one metric.
 
     Attributes:
@@ -218,7 +218,7 @@ class Verdict(Record, frozen=True):
     is_low_power: bool = False
 
 
-class TestKey(Record, frozen=True):
+class TestKey(Record, frozen=True, kw_only=True):
     """Where a test's baseline lives: module path from the root, and the test's name with its class and parameters."""
 
     __test__ = False
@@ -230,7 +230,7 @@ class TestKey(Record, frozen=True):
         return f"{self.module}::{self.test}"
 
 
-class BaselineRun(Record, frozen=True):
+class BaselineRun(Record, frozen=True, kw_only=True):
     """One accepted run of one metric.
 
     Attributes:
@@ -246,7 +246,7 @@ class BaselineRun(Record, frozen=True):
     power_w: float | None = None
 
 
-class Session(Record, frozen=True):
+class Session(Record, frozen=True, kw_only=True):
     """One visit to a machine that was accepted as good, with its runs.
 
     Attributes:
@@ -266,7 +266,7 @@ class Session(Record, frozen=True):
     commit: str | None = None
 
 
-class MetricBaseline(Record, frozen=True):
+class MetricBaseline(Record, frozen=True, kw_only=True):
     """The sessions of one epoch of one metric, oldest first.
 
     Attributes:
@@ -286,7 +286,7 @@ class MetricBaseline(Record, frozen=True):
     reason: str | None = None
 
 
-class BaselineFile(Record, frozen=True):
+class BaselineFile(Record, frozen=True, kw_only=True):
     """All baselines of one test module on one kind of device.
 
     Attributes:
@@ -302,7 +302,7 @@ class BaselineFile(Record, frozen=True):
     tests: dict[str, dict[str, MetricBaseline]]
 
 
-class RunInfo(Record, frozen=True, tag="run", tag_field="record"):
+class RunInfo(Record, frozen=True, kw_only=True, tag="run", tag_field="record"):
     """First line of results.jsonl: the process that measured.
 
     Attributes:
@@ -319,7 +319,7 @@ class RunInfo(Record, frozen=True, tag="run", tag_field="record"):
     commit: str | None = None
 
 
-class TestRecord(Record, frozen=True, tag="test", tag_field="record"):
+class TestRecord(Record, frozen=True, kw_only=True, tag="test", tag_field="record"):
     """One test's measurements, verdicts, the environment and devices they were taken on.
 
     Attributes:
@@ -342,7 +342,7 @@ class TestRecord(Record, frozen=True, tag="test", tag_field="record"):
     worker: str | None = None
 
 
-class RunEnd(Record, frozen=True, tag="end", tag_field="record"):
+class RunEnd(Record, frozen=True, kw_only=True, tag="end", tag_field="record"):
     """Last line of results.jsonl; missing when the run was killed.
 
     Attributes:
@@ -354,7 +354,7 @@ class RunEnd(Record, frozen=True, tag="end", tag_field="record"):
     is_whole: bool
 
 
-class Results(Record, frozen=True):
+class Results(Record, frozen=True, kw_only=True):
     """A whole results.jsonl."""
 
     run: RunInfo

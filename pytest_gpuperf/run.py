@@ -1,10 +1,12 @@
 """One pytest process: its machine, the baselines it compares with, and what becomes of each test's measurements."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_gpuperf.baselines import baseline_path, read
 from pytest_gpuperf.devices import Device, GpuRequirement, groups, shortfall, slug
+from pytest_gpuperf.environment import visit_id
 from pytest_gpuperf.judge import judge
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.monitor import health
@@ -24,6 +26,7 @@ class Run:
     """
 
     def __init__(self, settings: Settings, machine: Machine, root: Path) -> None:
+        self.visit = visit_id(datetime.now(UTC))
         self.settings = settings
         self.machine = machine
         self.root = root
@@ -80,7 +83,9 @@ class Run:
             devices=tuple(device.uuid_hash for device in devices),
             environment=environment,
             measurements=tuple(recorder.measurements),
-            verdicts=tuple(self._judge(key, measurement, devices, environment) for measurement in recorder.measurements),
+            verdicts=tuple(
+                self._judge(key, measurement, devices, environment) for measurement in recorder.measurements
+            ),
             duration_s=duration_s,
             passed=passed,
             worker=os.environ.get("PYTEST_XDIST_WORKER"),
@@ -89,17 +94,13 @@ class Run:
     def _judge(
         self, key: TestKey, measurement: Measurement, devices: tuple[Device, ...], environment: Environment
     ) -> Verdict:
-        file = self.file(slug(devices, self.settings.key), key.module)
-        baseline = self.baselines_of(key, devices).get(measurement.metric)
-        telemetry = measurement.telemetry
-        return judge(
-            [measurement],
-            baseline,
-            environments=file.environments if file else {},
+        return judge_one(
+            key,
+            measurement,
+            self.file(slug(devices, self.settings.key), key.module),
             environment=environment,
             devices=tuple(device.uuid_hash for device in devices),
-            is_cpu=devices[0].kind == "cpu",
-            health=health(telemetry, usual_clock_mhz=_usual_clock_mhz(baseline)) if telemetry else None,
+            visit=self.visit,
         )
 
     def failure(self, record: TestRecord) -> str | None:
@@ -138,6 +139,30 @@ class Run:
         default = self.root / ".gpuperf/results.jsonl"
         results = None if self.settings.json == default else str(self.settings.json)
         return regression_message(record, verdict, baseline, then, results=results)
+
+
+def judge_one(  # noqa: PLR0913 - see judge
+    key: TestKey,
+    measurement: Measurement,
+    file: BaselineFile | None,
+    *,
+    environment: Environment,
+    devices: tuple[str, ...],
+    visit: str,
+) -> Verdict:
+    """Judge one run of one metric against its module's file, with the health of the devices taken into account."""
+    baseline = file.tests.get(key.test, {}).get(measurement.metric) if file else None
+    telemetry = measurement.telemetry
+    return judge(
+        [measurement],
+        baseline,
+        environments=file.environments if file else {},
+        environment=environment,
+        devices=devices,
+        visit=visit,
+        is_cpu=environment.hardware.memory_bytes is None,
+        health=health(telemetry, usual_clock_mhz=_usual_clock_mhz(baseline)) if telemetry else None,
+    )
 
 
 def _name(verdict: Verdict) -> str:

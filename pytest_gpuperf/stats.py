@@ -30,10 +30,12 @@ class SessionLogs:
     Attributes:
         device_group: The physical devices that the session ran on; equal groups are the same devices.
         logs: One a run; at least one.
+        visit: The visit to the machine that the runs belong to.
     """
 
     device_group: Hashable
     logs: tuple[float, ...]
+    visit: Hashable = None
 
     @property
     def mean(self) -> float:
@@ -195,27 +197,36 @@ def variance_components(
 
 
 def predict(
-    sessions: Sequence[SessionLogs], components: VarianceComponents, *, device_group: Hashable, current_runs: int
+    sessions: Sequence[SessionLogs],
+    components: VarianceComponents,
+    *,
+    device_group: Hashable,
+    current_runs: int,
+    visit: Hashable = object(),  # equal to no other
 ) -> Prediction:
-    """Predict the mean of new runs, in a new session on a given device, from the sessions so far.
+    """Predict the mean of new runs on a given device from the sessions so far.
 
     The best linear unbiased prediction with an unknown common mean, estimated by generalised least squares (Henderson
     1975, doi 10.2307/2529430; Searle, Casella & McCulloch, Variance Components, 1992, chapter 7; in geostatistics,
     ordinary kriging). Sessions on the same device share its deviation, so they weigh more. With B balanced sessions on
-    that one device the squared error is session (1 + 1/B) + within (1/current_runs + 1/all runs).
+    that one device the squared error is session (1 + 1/B) + within (1/current_runs + 1/all runs). Runs of the same
+    visit share its deviation too: against its own visit alone, the error is within (1/current_runs + 1/all runs).
 
     Args:
         sessions: At least one.
         components: Variances of the three levels.
         device_group: The physical devices of the new runs.
         current_runs: How many new runs are averaged.
+        visit: The visit of the new runs; by default a new one.
     """
     import numpy as np
 
     groups = [session.device_group for session in sessions]
     own = np.array([components.session + components.within / len(session.logs) for session in sessions])
     shared = components.device * np.array([[a == b for b in groups] for a in groups], dtype=float)
-    to_current = components.device * np.array([group == device_group for group in groups], dtype=float)
+    same_device = np.array([group == device_group for group in groups], dtype=float)
+    same_visit = same_device * np.array([session.visit == visit for session in sessions], dtype=float)
+    to_current = components.device * same_device + components.session * same_visit
     ones = np.ones(len(sessions))
 
     # V: [sessions, sessions], covariance of the session means

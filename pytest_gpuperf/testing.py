@@ -1,16 +1,19 @@
 """Fakes and replays of hardware, for this package's tests and for yours: no GPU needed, no mock library."""
 
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pytest_gpuperf.errors import DeviceError, UsageError
+from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.nvml import GpuInfo, GpuSample, GpuState, Nvml
-from pytest_gpuperf.records import Record
+from pytest_gpuperf.records import ClockName, Record
+from pytest_gpuperf.timing import GPU_PLANS, Call, Estimate
 
 #: Version of the recordings. 1: the first.
 _RECORDING_SCHEMA = 1
@@ -269,3 +272,68 @@ def record(
 
 def _sample_of(state: GpuState) -> GpuSample:
     return GpuSample(sm_clock_mhz=state.sm_clock_mhz, power_w=state.power_w, temperature_c=state.temperature_c)
+
+
+class FakeStopwatch:
+    """A stopwatch that believes what it is told: a call's return value, in seconds, is the time it took.
+
+    Nothing waits: `now` runs on with the pretended time. A call that returns no number takes a millisecond.
+
+    Args:
+        noise: Relative standard deviation of the blocks.
+        seed: Of the noise.
+
+    >>> from pytest_gpuperf.timing import measure
+    >>> measure(lambda: 2e-3, stopwatch=FakeStopwatch()).value_s
+    0.002
+    """
+
+    clock: ClockName = "cuda-events"
+    plans = GPU_PLANS
+
+    def __init__(self, *, noise: float = 0.0, seed: int = 0) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - noise, not a secret
+        self._noise = noise
+        self._now_s = 0.0
+
+    def now(self) -> float:
+        """The pretended time."""
+        return self._now_s
+
+    def estimate(self, call: Call) -> Estimate:
+        """What the call says; the host launches at no cost."""
+        return Estimate(device_s=self._seconds(call), host_s=0.0)
+
+    def blocks(self, call: Call, calls: int) -> Generator[float, None, None]:
+        """Blocks of `calls` calls."""
+        while True:
+            yield self._advance(self._seconds(call) * calls)
+
+    def singles(self, call: Call, batch: int) -> Generator[float, None, None]:  # noqa: ARG002 - nothing is queued
+        """Single calls."""
+        while True:
+            yield self._advance(self._seconds(call))
+
+    def graph(self, call: Call, calls: int) -> Call | None:
+        """A call that takes as long as `calls` calls."""
+        return lambda: self._seconds(call) * calls
+
+    def _seconds(self, call: Call) -> float:
+        told = call()
+        return float(told) if isinstance(told, (int, float)) else 1e-3
+
+    def _advance(self, seconds: float) -> float:
+        self._now_s += seconds
+        return seconds * (1 + self._random.gauss(0.0, self._noise))
+
+
+def fake_machine(*gpus: GpuInfo, noise: float = 0.0) -> Machine:
+    """A machine with fake GPUs, by default one H100, on which a call's return value is the time it took in seconds.
+
+    Put it into a conftest to test a performance suite without a GPU:
+
+    >>> def pytest_configure(config):
+    ...     config.stash[machine_key] = fake_machine()
+    """
+    found = gpus or (fake_gpu(),)
+    return Machine("auto", nvml=FakeNvml(*found), make_stopwatch=lambda _: FakeStopwatch(noise=noise))

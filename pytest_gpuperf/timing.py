@@ -2,12 +2,12 @@
 
 Two statistics, never compared with each other. *sustained* and *hot* time blocks of back-to-back calls and report total
 time over total calls: the power controller makes single calls bimodal and their median jumps between the modes, the
-mean does not. *cold* times single calls, each after the caches were flushed, and reports their median.
+mean does not. *cold* times single calls, each after the caches were flushed, and reports their median. By wall clock
+both report a median: what the operating system does in between only ever adds time.
 """
 
 import contextlib
 import gc
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -34,7 +34,7 @@ KEEP_CLOCK_FACTOR = 4.0
 NO_WORK_BELOW_S = 2e-7
 
 
-class Plan(Record, frozen=True):
+class Plan(Record, frozen=True, kw_only=True):
     """When to stop warming up and when to stop measuring.
 
     Attributes:
@@ -70,9 +70,7 @@ class Plan(Record, frozen=True):
         )
 
 
-_SUSTAINED = Plan(
-    warmup_s=2.0, warmup_limit_s=3.0, measure_s=3.0, measure_limit_s=5.0, precision=0.005, period_s=1.0
-)
+_SUSTAINED = Plan(warmup_s=2.0, warmup_limit_s=3.0, measure_s=3.0, measure_limit_s=5.0, precision=0.005, period_s=1.0)
 _COLD = Plan(warmup_s=0.3, warmup_limit_s=0.6, measure_s=0.7, measure_limit_s=2.0, precision=0.0005)
 _HOT = Plan(warmup_s=0.4, warmup_limit_s=1.0, measure_s=0.8, measure_limit_s=2.0, precision=0.002, block_s=0.01)
 #: Under a large GEMM the power controller of an H100 swings the clock by ±6 % with a period of one second, slowly damped.
@@ -82,14 +80,14 @@ _CPU_PLAN = Plan(warmup_s=0.2, warmup_limit_s=0.5, measure_s=0.5, measure_limit_
 CPU_PLANS: dict[Mode, Plan] = dict.fromkeys(("sustained", "cold", "hot"), _CPU_PLAN)
 
 
-class Estimate(Record, frozen=True):
+class Estimate(Record, frozen=True, kw_only=True):
     """First look at a call: seconds on the device, and seconds that the host needs to launch it."""
 
     device_s: float
     host_s: float
 
 
-class Timing(Record, frozen=True):
+class Timing(Record, frozen=True, kw_only=True):
     """Result of `measure`.
 
     Attributes:
@@ -127,8 +125,8 @@ class Stopwatch(Protocol):
         """Seconds of one block of `calls` back-to-back calls after another, for ever, the device never idle."""
         ...
 
-    def singles(self, call: Call) -> Generator[float, None, None]:
-        """Seconds of one cold call after another, for ever."""
+    def singles(self, call: Call, batch: int) -> Generator[float, None, None]:
+        """Seconds of one cold call after another, for ever; `batch` calls may be queued at a time."""
         ...
 
     def graph(self, call: Call, calls: int) -> Call | None:
@@ -168,7 +166,8 @@ def measure(
     method = choose_method(estimate, stopwatch, mode=mode, clock=clock, prefer=prefer)
     plan = stopwatch.plans[method.mode].within(budget_s)
     if method.mode == "cold":
-        return _follow(stopwatch.singles(call), calls=1, method=method, plan=plan, stopwatch=stopwatch)
+        batch = min(max(int(0.05 / estimate.device_s), 1), 10)
+        return _follow(stopwatch.singles(call, batch), calls=1, method=method, plan=plan, stopwatch=stopwatch)
     call_s, calls_per_replay, replay = estimate.device_s, 1, call
     if method.clock == "cuda-graph":
         calls_per_replay = min(max(int(2e-3 / call_s), 10), 2000)
@@ -226,7 +225,9 @@ def choose_method(
     return Method(clock=clock, mode=mode)
 
 
-def _follow(stream: Generator[float, None, None], *, calls: int, method: Method, plan: Plan, stopwatch: Stopwatch) -> Timing:
+def _follow(
+    stream: Generator[float, None, None], *, calls: int, method: Method, plan: Plan, stopwatch: Stopwatch
+) -> Timing:
     """Warm up on the stream of blocks until it settles, then measure on the same stream until it is precise enough."""
     with contextlib.closing(stream), _no_garbage_collection():
         drift = _warm_up(stream, plan, stopwatch)
@@ -289,7 +290,7 @@ def _sample(
 
 
 def _interval(samples_s: list[float], method: Method, periods: float) -> Interval:
-    if method.mode == "cold":
+    if method.mode == "cold" or method.clock == "wall":
         return median_interval(samples_s)
     return mean_interval(samples_s, batches=min(max(round(periods), 2), 10))
 
@@ -338,7 +339,7 @@ class WallStopwatch:
                 call()
             yield time.perf_counter() - start_s
 
-    def singles(self, call: Call) -> Generator[float, None, None]:
+    def singles(self, call: Call, batch: int) -> Generator[float, None, None]:  # noqa: ARG002 - nothing is queued
         """Seconds of one call after another, the caches overwritten in between."""
         import numpy as np
 
@@ -387,14 +388,14 @@ class CudaStopwatch:
         """
         call()
         self._synchronize()
-        single_s = self._host_seconds(lambda: (call(), self._synchronize()))
+        single_s = self._host_seconds(call, self._synchronize)
         for _ in range(max(int(0.2 / max(single_s, 1e-5)), 1)):
             call()
         self._synchronize()
         calls = min(max(int(0.1 / max(single_s, 1e-6)), 2), 20)
         self._occupy(0.02)
         start = self._mark()
-        host_s = self._host_seconds(lambda: [call() for _ in range(calls)])
+        host_s = self._host_seconds(*[call] * calls)
         end = self._mark()
         end.synchronize()
         rest_s = self._host_seconds(self._synchronize)
@@ -421,12 +422,12 @@ class CudaStopwatch:
         finally:
             self._synchronize()
 
-    def singles(self, call: Call) -> Generator[float, None, None]:
-        """Seconds of single calls, each after a write over twice the last-level cache, in batches that are queued ahead."""
+    def singles(self, call: Call, batch: int) -> Generator[float, None, None]:
+        """Seconds of single calls, each after a write over twice the last-level cache; batches are queued ahead."""
         flush = self._torch.empty(self._flush_bytes // 4, dtype=self._torch.int32, device=self._device)
         queued: deque[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = deque()
         try:
-            for batch in itertools.repeat(10):
+            while True:
                 self._occupy(2e-3)
                 queued.append([self._cold_call(call, flush) for _ in range(batch)])
                 if len(queued) > 1:
@@ -451,13 +452,18 @@ class CudaStopwatch:
                 for _ in range(calls):
                     call()
         except RuntimeError:  # the call synchronises, or reads the host: what a graph cannot hold
-            self._synchronize()
+            self._recover_from_capture()
             return None
-        return graph.replay
+        replay: Call = graph.replay
+        return replay
 
-    def _cold_call(
-        self, call: Call, flush: "torch.Tensor"
-    ) -> "tuple[torch.cuda.Event, torch.cuda.Event]":
+    def _recover_from_capture(self) -> None:
+        """Make the device usable again: a broken capture leaves torch's random generator in its capturing state."""
+        self._synchronize()
+        generator = self._torch.cuda.default_generators[self._device.index]
+        generator.graphsafe_set_state(generator.clone_state())
+
+    def _cold_call(self, call: Call, flush: "torch.Tensor") -> "tuple[torch.cuda.Event, torch.cuda.Event]":
         flush.zero_()
         start = self._mark()
         call()
@@ -468,16 +474,17 @@ class CudaStopwatch:
         self._torch.cuda._sleep(int(seconds * 1.5e9))  # type: ignore[no-untyped-call]  # noqa: SLF001 - clock cycles
 
     def _mark(self) -> "torch.cuda.Event":
-        event = self._torch.cuda.Event(enable_timing=True)
+        event = self._torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(self._torch.cuda.current_stream(self._device))
         return event
 
     def _synchronize(self) -> None:
         self._torch.cuda.synchronize(self._device)
 
-    def _host_seconds(self, action: Call) -> float:
+    def _host_seconds(self, *actions: Call) -> float:
         start_s = time.perf_counter()
-        action()
+        for action in actions:
+            action()
         return time.perf_counter() - start_s
 
 

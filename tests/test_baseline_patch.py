@@ -3,9 +3,12 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pytest_gpuperf.baseline_patch import git_patch
@@ -159,6 +162,65 @@ def test_the_last_newline_is_kept_or_lost_as_the_plan_says(top: Path, old: bytes
     commit(top)
     change = FileChange(path=path, old=old, new=new)
     assert_applies(top, top / "baselines", Plan(files=(change,), changes=()))
+
+
+def numbered(count: int) -> str:
+    return "".join(f"{i}\n" for i in range(count))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(old=st.text(alphabet='ab {}"\n', max_size=60), new=st.text(alphabet='ab {}"\n', max_size=60))
+@example(old=numbered(30), new=numbered(30).replace("\n7\n", "\n8\n7\n").replace("25\n", ""))
+@example(old=numbered(30), new=numbered(30).replace("9\n", "x\n"))
+@example(old=numbered(9), new=numbered(9)[2:] + "0\n")
+def test_any_change_of_any_text_applies(top: Path, old: str, new: str) -> None:
+    assume(old != new)
+    path = top / "baselines" / "a.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(old)
+    commit(top)
+    change = FileChange(path=path, old=old.encode(), new=new.encode())
+    assert_applies(top, top / "baselines", Plan(files=(change,), changes=()))
+
+
+def test_changes_far_apart_are_hunks_of_their_own_with_three_lines_of_context(top: Path) -> None:
+    old = numbered(40).encode()
+    new = old.replace(b"\n10\n", b"\nten\n").replace(b"\n30\n", b"\n")
+    path = top / "baselines" / "a.json"
+    change = FileChange(path=path, old=old, new=new)
+    assert git_patch(top / "baselines", Plan(files=(change,), changes=()), top=top) == (
+        "diff --git a/baselines/a.json b/baselines/a.json\n"
+        "--- a/baselines/a.json\n"
+        "+++ b/baselines/a.json\n"
+        "@@ -8,7 +8,7 @@\n 7\n 8\n 9\n-10\n+ten\n 11\n 12\n 13\n"
+        "@@ -28,7 +28,6 @@\n 27\n 28\n 29\n-30\n 31\n 32\n 33\n"
+    )
+
+
+@pytest.mark.parametrize(("unchanged", "hunks"), [(5, 1), (6, 1), (7, 2), (8, 2)])
+def test_hunks_are_joined_where_their_context_would_touch(top: Path, unchanged: int, hunks: int) -> None:
+    between = numbered(unchanged)
+    path = top / "baselines" / "a.json"
+    path.parent.mkdir()
+    path.write_text(f"a\n{between}b\n")
+    commit(top)
+    change = FileChange(path=path, old=path.read_bytes(), new=f"A\n{between}B\n".encode())
+    patch = assert_applies(top, top / "baselines", Plan(files=(change,), changes=()))
+    assert patch.count("\n@@ -") == hunks
+
+
+def test_a_large_baseline_takes_seconds_and_a_run_added_to_it_few_lines(top: Path) -> None:
+    root = top / "baselines"
+    records = [replace(measured(), key=TestKey(module="a.py", test=f"test_{i}")) for i in range(100)]
+    for visit in range(10):
+        write(root, replace(RUN, visit=f"v{visit}"), records, accept_reason=None)
+    commit(top)
+    made = plan(root, replace(RUN, visit="new"), records, accept_reason=None)
+    begun = time.perf_counter()
+    patch = git_patch(root, made, top=top)
+    assert time.perf_counter() - begun < 5
+    assert_applies(top, root, made)
+    assert not [line for line in patch.splitlines()[4:] if line.startswith("-")]
 
 
 def test_a_plan_without_changes_is_an_empty_patch(top: Path) -> None:

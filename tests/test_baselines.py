@@ -120,7 +120,8 @@ def test_a_plain_module_keeps_its_name() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["../../etc/passwd", "/etc/passwd", "..", ".hidden.py", "", "a\0b.py", "tést.py", "x" * 300, "a b.py", "\ud800",
+    ["../../etc/passwd", "/etc/passwd", "..", ".hidden.py", "", "a\0b.py", "tést.py", "x" * 300, "x" * 78 + ".py",
+     "a b.py", "\ud800",
      "a.b.py", "a/b", "a//b.py", "test_A.py", "test_a-0123456789ab.py", "test_a.py\n", "-rf.py"],
 )  # fmt: skip
 def test_any_other_module_is_cleaned_and_hashed(module: str) -> None:
@@ -153,6 +154,11 @@ def test_two_modules_never_share_a_file_even_where_case_does_not_count(one: str,
 def test_a_change_of_case_changes_the_file(module: str) -> None:
     paths = {str(baseline_path(Path("b"), "h100", each)).casefold() for each in {module, module.swapcase()}}
     assert len(paths) == len({module, module.swapcase()})
+
+
+def test_names_that_are_not_even_unicode_stay_apart() -> None:
+    paths = {baseline_path(Path("b"), "h100", module) for module in ("\ud800", "\ud801", "?")}
+    assert len(paths) == 3
 
 
 def test_a_hashed_name_cannot_be_aimed_at() -> None:

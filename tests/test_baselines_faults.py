@@ -203,6 +203,26 @@ def test_of_two_files_the_second_may_fail_alone(root: Path, monkeypatch: pytest.
     assert read(baseline_path(root, "h100", "b.py")) is None
 
 
+def test_the_file_is_on_disk_before_it_replaces_the_old_and_its_folders_after(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronise, rename, order = os.fsync, os.replace, []
+
+    def fsync(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        order.append(f"fsync {name.split('-')[0]}")
+        synchronise(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        order.append(f"replace {target.name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", renamed)
+    update(root, "test_a")
+    assert order == ["fsync .tmp", "replace perf_tests.test_matmul.json", "fsync h100", "fsync baselines"]
+
+
 def test_short_writes_are_continued(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: original(descriptor, data[:7]))

@@ -94,7 +94,9 @@ def export(config: pytest.Config, record: TestRecord) -> None:
         if measurement.metric == METRIC or not seconds:
             continue
         method = {"clock": measurement.method.clock, "mode": measurement.method.mode}
-        metadata = Metadata(_source(record, measurement), measurement.calls_per_sample, method)
+        metadata: Any = Metadata(  # type: ignore[no-untyped-call]
+            _source(record, measurement), measurement.calls_per_sample, method
+        )
         for call_s in seconds:
             metadata.stats.update(call_s)
         session.benchmarks.append(metadata)

@@ -25,7 +25,7 @@ _COLOURS: dict[str, Colour] = {
 }
 
 
-class Line(Record, frozen=True):
+class Line(Record, frozen=True, kw_only=True):
     """One line of output, with its colour."""
 
     text: str
@@ -51,14 +51,14 @@ def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
     longest = max((len(label) for label in labels.values()), default=0)
     name_width = min(max(longest, 12), max(width - 66, 14))
     lines = [Line(text=_row(name_width, "", "value", "peak", "baseline", "change", "sees", "verdict"))]
-    group = None
+    functions: dict[str, list[TestRecord]] = {}  # workers finish in any order
     for record in records:
-        function = f"{record.key.module}::{record.key.test.split('[')[0]}"
-        if function != group:
-            lines.append(Line(text=function))
-            group = function
-        by_metric = {measurement.metric: measurement for measurement in record.measurements}
-        lines += [_verdict_row(labels[id(v)], name_width, by_metric[v.metric], v) for v in record.verdicts]
+        functions.setdefault(f"{record.key.module}::{record.key.test.split('[')[0]}", []).append(record)
+    for function, group in functions.items():
+        lines.append(Line(text=function))
+        for record in group:
+            by_metric = {measurement.metric: measurement for measurement in record.measurements}
+            lines += [_verdict_row(labels[id(v)], name_width, by_metric[v.metric], v) for v in record.verdicts]
     return lines
 
 
@@ -143,9 +143,7 @@ def regression_message(
         rows.append("  also slower: " + "; ".join(f"{v.metric} by {format_percent(v.change or 0.0)}" for v in others))
     if measurement.unstable:
         rows.append(f"  unstable: {measurement.unstable}")
-    rows.append(
-        f"  accept it: {command()} baseline accept --reason WHY{option} {shlex.quote(str(record.key))}"
-    )
+    rows.append(f"  accept it: {command()} baseline accept --reason WHY{option} {shlex.quote(str(record.key))}")
     return "\n".join(rows)
 
 
@@ -177,7 +175,9 @@ def notes(records: Sequence[TestRecord], *, will_record: bool) -> list[Line]:
         lines.append(Line(text=f"Record the new ones as baselines:  {command()} baseline record", colour="cyan"))
     if any(v.is_provisional for v in compared):
         lines.append(
-            Line(text="Provisional baselines (under 5 sessions): the usual noise of such metrics decides, not their own.")
+            Line(
+                text="Provisional baselines (under 5 sessions): the usual noise of such metrics decides, not their own."
+            )
         )
     lines += [_detail(record, v) for record, v in pairs if v.status in ("INCONCLUSIVE", "INVALID", "INCOMPARABLE")]
     lines += _doubts(records)
@@ -198,12 +198,15 @@ def _doubts(records: Sequence[TestRecord]) -> list[Line]:
     measurements = [(record, m) for record in records for m in record.measurements]
     unstable = [(record, m) for record, m in measurements if m.unstable]
     lines += [
-        Line(text=f"~ unstable {record.key.test} {m.metric}: {m.unstable}", colour="yellow") for record, m in unstable[:5]
+        Line(text=f"~ unstable {record.key.test} {m.metric}: {m.unstable}", colour="yellow")
+        for record, m in unstable[:5]
     ]
     if len(unstable) > 5:
         lines.append(Line(text=f"~ unstable: {len(unstable) - 5} more, in the results file", colour="yellow"))
     if any((m.flop or m.bytes_moved) and m.peak is None for _, m in measurements):
-        lines.append(Line(text="No peak is known for some of these: floors given as a share of the peak were not checked."))
+        lines.append(
+            Line(text="No peak is known for some of these: floors given as a share of the peak were not checked.")
+        )
     if any(m.is_peak_computed for _, m in measurements):
         lines.append(Line(text="Peaks are computed upper bounds (clock and SM count): this GPU is not in the table."))
     warnings = {tolerance_warning(v) for record in records for v in record.verdicts} - {None}

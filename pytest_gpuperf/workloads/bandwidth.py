@@ -31,7 +31,7 @@ class MemoryBandwidth:
     def __init__(self, direction: Direction, *, size_bytes: int, device: str, slowdown: float = 0.0) -> None:
         import torch
 
-        require_free_memory(2.2 * size_bytes, device=device, what=f"{direction} of a buffer of {size_bytes / 1e9:.1f} GB")
+        require_free_memory(2.2 * size_bytes, device=device, what=f"{direction} of {size_bytes / 1e9:.1f} GB")
         elements = size_bytes // 4
         generator = torch.Generator(device).manual_seed(0)
         source = torch.randn(round(elements * (1 + slowdown)), device=device, generator=generator)
@@ -82,9 +82,7 @@ class HostTransfer:
         import torch
 
         if direction not in ("host_to_device", "device_to_host"):
-            raise UsageError(
-                f"HostTransfer knows no direction {direction!r}. Valid: device_to_host, host_to_device."
-            )
+            raise UsageError(f"HostTransfer knows no direction {direction!r}. Valid: device_to_host, host_to_device.")
         if device == "cpu":
             raise NotSupported(f"{direction} needs a GPU: on a CPU there is nothing to cross.")
         require_free_memory(1.1 * size_bytes, device=device, what=f"{direction} of {size_bytes / 1e9:.1f} GB")

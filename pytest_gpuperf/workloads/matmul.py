@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 DTYPES = ("float16", "bfloat16", "float32", "tf32", "float8", "int8")
 #: Bytes of one element of an operand, and of the result.
-_ELEMENT_BYTES = {"float16": (2, 2), "bfloat16": (2, 2), "float32": (4, 4), "tf32": (4, 4), "float8": (1, 2), "int8": (1, 4)}
+_ELEMENT_BYTES = {
+    "float16": (2, 2),
+    "bfloat16": (2, 2),
+    "float32": (4, 4),
+    "tf32": (4, 4),
+    "float8": (1, 2),
+    "int8": (1, 4),
+}
 
 
 def memory_bytes(n: int, dtype: str) -> int:
@@ -50,6 +57,8 @@ class Matmul:
 
         if dtype not in DTYPES:
             raise UsageError(f"Matmul knows no dtype {dtype!r}. Valid: {', '.join(DTYPES)}.")
+        if dtype == "tf32" and not device.startswith("cuda"):
+            raise NotSupported("tf32 is a mode of GPUs: on a CPU it is float32.")
         self.n = n
         self.dtype: str | None = dtype
         #: 2 n^3: one multiplication and one addition for each of n^3 terms.

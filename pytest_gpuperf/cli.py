@@ -1,0 +1,271 @@
+"""The `gpuperf` command: one function a command. Exit codes: 0 good, 1 error, 2 regression, 3 not settled."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pytest_gpuperf import baselines
+from pytest_gpuperf.errors import GpuperfError, UsageError
+from pytest_gpuperf.machine import Machine
+from pytest_gpuperf.records import BaselineFile, MetricBaseline, Results, TestRecord, Verdict
+from pytest_gpuperf.report.controller import refusals, tally, unused_entries
+from pytest_gpuperf.report.results import read_results
+from pytest_gpuperf.report.terminal import Line, notes, table
+from pytest_gpuperf.run import judge_one
+from pytest_gpuperf.units import format_percent, format_value
+
+GOOD, ERROR, REGRESSION, NOT_SETTLED = 0, 1, 2, 3
+
+#: What click raises for a wrong command line; typer carries a copy of click, so the class is found through its own.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="GPU performance tests one can trust.",
+)
+baseline_app = typer.Typer(no_args_is_help=True, help="Look at the baselines, and change them.")
+app.add_typer(baseline_app, name="baseline")
+
+BaselinesOption = Annotated[Path, typer.Option("--baselines", help="Folder of the baselines.")]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Results of a run of pytest.")]
+TestsArgument = Annotated[list[str] | None, typer.Argument(help="Tests, by their id or a part of it; default: all.")]
+DEFAULT_BASELINES = Path("baselines")
+DEFAULT_RESULTS = Path(".gpuperf/results.jsonl")
+
+
+def main() -> None:
+    """Run the command; a mistake is one message and exit code 1."""
+    try:
+        code = app(standalone_mode=False)
+    except _CommandLineError as error:
+        typer.echo(f"gpuperf: {error} Try: gpuperf --help", err=True)
+        code = ERROR
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except GpuperfError as error:
+        typer.echo(f"gpuperf: {error}", err=True)
+        code = ERROR
+    sys.exit(code or GOOD)
+
+
+@baseline_app.command("list")
+def list_baselines(baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
+    """List the baseline files: how many tests and metrics each holds, and from when."""
+    paths = baselines.list_files(baselines_root)
+    if not paths:
+        typer.echo(f"No baselines in {baselines_root}. Run pytest, then: gpuperf baseline record")
+    for path in paths:
+        file = _read(path)
+        metrics = [metric for test in file.tests.values() for metric in test.values()]
+        dates = [session.date[:10] for metric in metrics for session in metric.sessions]
+        gpus = {session.devices for metric in metrics for session in metric.sessions}
+        most = max((len(metric.sessions) for metric in metrics), default=0)
+        typer.echo(
+            f"{path.relative_to(baselines_root)}: {len(file.tests)} tests, {len(metrics)} metrics, up to {most} sessions "
+            f"on {len(gpus)} device(s), {min(dates, default='-')} to {max(dates, default='-')}"
+        )
+
+
+@baseline_app.command()
+def show(tests: TestsArgument = None, baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
+    """Show what is accepted for each metric: its value, its noise, its sessions."""
+    shown = 0
+    for path in baselines.list_files(baselines_root):
+        file = _read(path)
+        for test, metrics in file.tests.items():
+            if not _is_chosen(f"{file.module}::{test}", tests):
+                continue
+            for metric, baseline in metrics.items():
+                typer.echo("\n".join(_baseline_lines(path.parent.name, file, test, metric, baseline)))
+                shown += 1
+    if not shown:
+        raise UsageError(f"No baseline of {' or '.join(tests) if tests else 'anything'} in {baselines_root}.")
+
+
+def _baseline_lines(folder: str, file: BaselineFile, test: str, metric: str, baseline: MetricBaseline) -> list[str]:
+    lines = [f"{file.module}::{test} {metric} ({folder}; {baseline.method}; {baseline.better} is better)"]
+    if baseline.reason:
+        lines.append(f"  accepted: {baseline.reason}")
+    for session in baseline.sessions:
+        values = ", ".join(format_value(run.value, baseline.unit) for run in session.runs)
+        clocks = [run.sm_clock_mhz for run in session.runs if run.sm_clock_mhz is not None]
+        clock = f", SM clock {sum(clocks) / len(clocks):.0f} MHz" if clocks else ""
+        lines.append(f"  {session.date[:10]} {session.commit or '-'} on {'+'.join(session.devices)}: {values}{clock}")
+    return lines
+
+
+@baseline_app.command()
+def diff(
+    tests: TestsArgument = None,
+    baselines_root: BaselinesOption = DEFAULT_BASELINES,
+    results: ResultsOption = DEFAULT_RESULTS,
+) -> int:
+    """Compare the last run with the baselines as they are now. Exit code 2: a regression, 3: not settled."""
+    found = read_results(results)
+    records = [_judged(record, found.run.visit, baselines_root) for record in _chosen(found, tests)]
+    _echo([*table(records, width=_width()), *notes(records, will_record=False)])
+    statuses = {verdict.status for record in records for verdict in record.verdicts}
+    if "REGRESSED" in statuses:
+        return REGRESSION
+    return GOOD if statuses <= {"PASS", "IMPROVED"} else NOT_SETTLED
+
+
+@baseline_app.command()
+def record(
+    tests: TestsArgument = None,
+    baselines_root: BaselinesOption = DEFAULT_BASELINES,
+    results: ResultsOption = DEFAULT_RESULTS,
+) -> int:
+    """Add the last run's values to the baselines. Values that got worse or better are refused: accept them instead."""
+    return _write(results, tests, baselines_root, None)
+
+
+@baseline_app.command()
+def accept(
+    reason: Annotated[str, typer.Option("--reason", help="Why the values changed; kept with the baseline.")],
+    tests: TestsArgument = None,
+    baselines_root: BaselinesOption = DEFAULT_BASELINES,
+    results: ResultsOption = DEFAULT_RESULTS,
+) -> int:
+    """Make the last run's changed values the new baselines: each starts a new epoch, with the reason."""
+    if not reason.strip():
+        raise UsageError("--reason is empty. Say why the values changed; the next reader will want to know.")
+    return _write(results, tests, baselines_root, reason)
+
+
+@baseline_app.command()
+def prune(
+    baselines_root: BaselinesOption = DEFAULT_BASELINES,
+    results: ResultsOption = DEFAULT_RESULTS,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete baselines whose test or metric is gone, judged by a run of whole modules."""
+    found = read_results(results)
+    if found.end is None or not found.end.is_whole:
+        raise UsageError(
+            "The last run did not run whole modules to their end, so nothing is known to be gone. Run them."
+        )
+    deleted = 0
+    for folder in sorted({record.slug for record in found.tests}):
+        entries = unused_entries(baselines_root, folder, list(found.tests), set(found.end.tests))
+        for key, metric in entries:
+            typer.echo(f"{'would delete' if is_dry else 'deleted'} {key} {metric}")
+        deleted += len(entries) if is_dry else baselines.prune(baselines_root, folder, entries)
+    typer.echo(f"{deleted} unused baselines{' found' if is_dry else ' deleted'}.")
+
+
+@app.command()
+def specs(
+    compare: Annotated[list[str] | None, typer.Option("--compare", help="GPUs of the table to compare.")] = None,
+    is_full: Annotated[bool, typer.Option("--all", help="Every detail.")] = False,
+) -> None:
+    """Say what the GPUs of this machine are and can do, or compare GPUs of the table."""
+    from rich.console import Console
+
+    from pytest_gpuperf.report.specs import compare_table, specs_table
+
+    if compare:
+        Console().print(compare_table(compare))
+        return
+    machine = Machine("auto")
+    nvml, gpus = machine.nvml, machine.gpus
+    if nvml is None or not gpus:
+        typer.echo(f"No GPU here: {machine.gpu_problem}")
+        typer.echo("Compare GPUs with:  gpuperf specs --compare h100-sxm --compare l4")
+        return
+    infos = {info.uuid: info for info in nvml.gpus()}
+    states = {gpu.uuid: nvml.state(gpu.uuid) for gpu in gpus}
+    driver, cuda = nvml.driver_version(), nvml.cuda_version()
+    Console().print(specs_table(gpus, infos, states, is_full, driver=driver, cuda=cuda))
+
+
+@app.command()
+def selftest(device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto") -> int:
+    """Prove that the gate works here: the same code passes, and planted slowdowns of 2, 5 and 10 % are caught or not."""
+    from pytest_gpuperf.selftest import Outcome, is_proven
+    from pytest_gpuperf.selftest import selftest as run_selftest
+
+    if device not in ("auto", "cuda", "cpu"):
+        raise UsageError(f"--device {device} does not exist. Valid: auto, cuda, cpu.")
+    with tempfile.TemporaryDirectory(prefix="gpuperf-selftest-") as folder:
+        outcomes: list[Outcome] = run_selftest(Path(folder), device=device, report=lambda text: typer.echo(f"  {text}"))
+    for test in outcomes[0].verdicts:
+        typer.echo(test)
+        for outcome in outcomes:
+            name = f"{outcome.planted:.0%} more work" if outcome.planted else "the same code"
+            typer.echo(f"  {name:<15} {_outcome(outcome.verdicts[test], outcome.planted)}")
+    if is_proven(outcomes):
+        typer.echo("Proven: the same code is not red, and 10 % more work is caught in every test.")
+        return GOOD
+    typer.echo("Not proven here: see the lines above. A noisy machine sees only what is larger than 'sees'.")
+    return REGRESSION if any(v.status == "REGRESSED" for v in outcomes[0].verdicts.values()) else NOT_SETTLED
+
+
+def _outcome(verdict: Verdict, planted: float) -> str:
+    caught = "" if not planted else "caught: " if verdict.status == "REGRESSED" else "not caught: "
+    change = "nothing compared" if verdict.change is None else f"measured {format_percent(verdict.change, signed=True)}"
+    sees = verdict.minimum_detectable_effect
+    return f"{caught}{verdict.status}, {change}" + (f", sees {format_percent(sees)}" if sees is not None else "")
+
+
+def _write(results: Path, tests: list[str] | None, root: Path, reason: str | None) -> int:
+    """Record or accept, judged against the baselines as they are now."""
+    found = read_results(results)
+    records = [_judged(record, found.run.visit, root) for record in _chosen(found, tests)]
+    changes = baselines.write(root, found.run, records, accept_reason=reason)
+    typer.echo(f"Baselines in {root}: {tally(changes)}.")
+    _echo(refusals(changes))
+    return GOOD if all(change.action != "refused" for change in changes) else NOT_SETTLED
+
+
+def _judged(record: TestRecord, visit: str, root: Path) -> TestRecord:
+    """The record with verdicts against the baselines as they are now."""
+    file = baselines.read(baselines.baseline_path(root, record.slug, record.key.module), module=record.key.module)
+    verdicts = tuple(
+        judge_one(
+            record.key,
+            measurement,
+            file,
+            environment=record.environment,
+            devices=record.devices,
+            visit=visit,
+        )
+        for measurement in record.measurements
+    )
+    from msgspec.structs import replace
+
+    return replace(record, verdicts=verdicts)
+
+
+def _chosen(found: Results, tests: list[str] | None) -> list[TestRecord]:
+    records = [record for record in found.tests if _is_chosen(str(record.key), tests)]
+    if not records:
+        raise UsageError(f"The results hold no test like {' or '.join(tests or ['any'])}.")
+    return records
+
+
+def _is_chosen(test: str, names: list[str] | None) -> bool:
+    return not names or any(name in test for name in names)
+
+
+def _read(path: Path) -> BaselineFile:
+    file = baselines.read(path)
+    if file is None:
+        raise UsageError(f"{path} is gone.")
+    return file
+
+
+def _width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def _echo(lines: list[Line]) -> None:
+    for line in lines:
+        typer.secho(line.text, fg=line.colour)
