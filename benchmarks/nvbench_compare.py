@@ -37,7 +37,7 @@ def registered(name: str, call: Callable[[], object]) -> None:
     """Register a callable with NVBench: its launches go to NVBench's stream."""
 
     def launch(launch: Any) -> None:
-        with torch.cuda.stream(torch.cuda.ExternalStream(launch.get_stream().addressof())):
+        with torch.cuda.stream(torch.cuda.ExternalStream(launch.get_stream().addressof())):  # type: ignore[no-untyped-call]
             call()
 
     def body(state: Any) -> None:

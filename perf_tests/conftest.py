@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_gpuperf.plugin import run_key
+from pytest_gpuperf.plugin import run_of
 
 MATMUL_SIZES = {"cuda": (2048, 4096, 8192, 16384), "cpu": (256, 512)}
 BUFFER_BYTES = {"cuda": 2**30, "cpu": 2**26}
@@ -10,7 +10,7 @@ BUFFER_BYTES = {"cuda": 2**30, "cpu": 2**26}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Fill in `n` and `size_bytes` by what is measured on."""
-    machine = metafunc.config.stash[run_key].machine
+    machine = run_of(metafunc.config).machine
     kind = "cpu" if machine.is_unusable else machine.devices[0].kind
     if "n" in metafunc.fixturenames:
         metafunc.parametrize("n", MATMUL_SIZES[kind])

@@ -4,8 +4,7 @@ from typing import Literal
 
 import pytest
 
-from pytest_gpuperf import Device
-from pytest_gpuperf.plugin import GpuBenchmark
+from pytest_gpuperf import Device, GpuBenchmark
 from pytest_gpuperf.workloads.bandwidth import HostTransfer, MemoryBandwidth
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pytest_gpuperf import Device
-from pytest_gpuperf.plugin import GpuBenchmark
+from pytest_gpuperf import Device, GpuBenchmark
 from pytest_gpuperf.workloads.matmul import Matmul
 
 

@@ -506,7 +506,7 @@ def _needs_reason(verdict: Verdict) -> bool:
 
 
 def _how_to_accept(record: TestRecord) -> str:
-    return f"accept it with `pytest {shlex.quote(str(record.key))} --gpuperf-accept 'the reason'`"
+    return f"accept it with: gpuperf baseline accept --reason WHY {shlex.quote(str(record.key))}"
 
 
 # Writing

@@ -1,16 +1,20 @@
-"""The `--gpuperf-*` options and the two markers: text from the user becomes frozen settings, or an error that helps."""
+"""The `--gpuperf-*` options and the two markers: text from the user becomes frozen settings, or an error that helps.
+
+Light to import, because every start of pytest pays for it: what only a test that measures needs is imported inside.
+"""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from pytest_gpuperf.devices import GpuRequirement
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.records import Mode, Record
-from pytest_gpuperf.timing import GPU_PLANS
-from pytest_gpuperf.units import parse_tolerance
+
+if TYPE_CHECKING:
+    from pytest_gpuperf.records import Mode
+    from pytest_gpuperf.requirement import GpuRequirement
 
 Policy = Literal["pass", "warn", "fail"]
 DeviceChoice = Literal["auto", "cuda", "cpu"]
@@ -21,7 +25,8 @@ MARKERS = (
 )
 
 
-class Settings(Record, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
     """What the options say.
 
     Attributes:
@@ -57,11 +62,12 @@ class Settings(Record, frozen=True, kw_only=True):
     disable: bool
 
 
-class PerfCriterion(Record, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerfCriterion:
     """What `@pytest.mark.perf` says of a test."""
 
     tolerance: float | None = None
-    mode: Mode | None = None
+    mode: "Mode | None" = None
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -149,14 +155,16 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-def requirement_of(item: pytest.Item) -> GpuRequirement | None:
-    """What the test's closest `gpu` marker asks for; `None` without a marker.
+def requirement_of(item: pytest.Item) -> "GpuRequirement":
+    """What the test's closest `gpu` marker asks for; without one, one device of any kind.
 
     Raises:
         UsageError: An unknown or ill-typed argument.
     """
+    from pytest_gpuperf.requirement import GpuRequirement
+
     mark = item.get_closest_marker("gpu")
-    return None if mark is None else GpuRequirement.from_arguments(item.name, mark.args, mark.kwargs)
+    return GpuRequirement() if mark is None else GpuRequirement.from_arguments(item.name, mark.args, mark.kwargs)
 
 
 def criterion_of(item: pytest.Item) -> PerfCriterion:
@@ -165,6 +173,9 @@ def criterion_of(item: pytest.Item) -> PerfCriterion:
     Raises:
         UsageError: An unknown or ill-typed argument.
     """
+    from pytest_gpuperf.timing import GPU_PLANS
+    from pytest_gpuperf.units import parse_tolerance
+
     mark = item.get_closest_marker("perf")
     if mark is None:
         return PerfCriterion()

@@ -5,28 +5,28 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import pytest
 
-from pytest_gpuperf import options
-from pytest_gpuperf.devices import Device, GpuRequirement
 from pytest_gpuperf.errors import BaselineError, GpuperfError, NotSupported, UsageError
-from pytest_gpuperf.interop import pytest_benchmark as benchmark_interop
-from pytest_gpuperf.lease import lease
-from pytest_gpuperf.machine import Machine
-from pytest_gpuperf.monitor import Monitor
-from pytest_gpuperf.options import MARKERS, add_options, criterion_of, read_settings
-from pytest_gpuperf.recorder import Recorder, Work, without_frames_of
-from pytest_gpuperf.records import ClockName, Measurement, Mode, TestKey, TestRecord, encode
-from pytest_gpuperf.report.controller import Controller
-from pytest_gpuperf.run import Run
+from pytest_gpuperf.options import MARKERS, Settings, add_options, criterion_of, read_settings, requirement_of
 
-run_key = pytest.StashKey[Run]()
+if TYPE_CHECKING:  # imported where a test measures: a run without such tests does not pay for them
+    from pytest_gpuperf.devices import Device
+    from pytest_gpuperf.machine import Machine
+    from pytest_gpuperf.monitor import Monitor
+    from pytest_gpuperf.recorder import Recorder
+    from pytest_gpuperf.records import ClockName, Measurement, Mode, TestKey, TestRecord
+    from pytest_gpuperf.report.controller import Controller
+    from pytest_gpuperf.run import Run
+
+settings_key = pytest.StashKey[Settings]()
 #: Set by a conftest's `pytest_configure` to measure on something else, such as `testing.fake_machine()`.
-machine_key = pytest.StashKey[Machine]()
-recorder_key = pytest.StashKey[Recorder]()
-record_key = pytest.StashKey[TestRecord]()
+machine_key = pytest.StashKey["Machine"]()
+run_key = pytest.StashKey["Run"]()
+recorder_key = pytest.StashKey["Recorder"]()
+record_key = pytest.StashKey["TestRecord"]()
 
 _FIXTURES = frozenset({"gpu", "gpus", "gpu_benchmark", "gpu_monitor", "perf"})
 _PACKAGE = str(Path(__file__).parent) + os.sep
@@ -43,10 +43,10 @@ class GpuBenchmark(Protocol):
         flops: float | None = None,
         bytes: float | None = None,  # noqa: A002 - the word that reads best in a test
         dtype: str | None = None,
-        mode: Mode | None = None,
-        clock: ClockName | None = None,
+        mode: "Mode | None" = None,
+        clock: "ClockName | None" = None,
         tolerance: float | str | None = None,
-    ) -> Measurement:
+    ) -> "Measurement":
         """Measure `call` and return the measurement, not the callable's value.
 
         Args:
@@ -76,13 +76,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, read the options, and let the controller alone collect and write."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    settings = read_settings(config)
-    run = Run(settings, config.stash.get(machine_key, Machine(settings.device)), config.rootpath)
-    config.stash[run_key] = run
+    config.stash[settings_key] = read_settings(config)
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(ControllerHooks(config, run), "gpuperf-controller")
-    if config.pluginmanager.hasplugin("benchmark"):
-        config.pluginmanager.register(benchmark_interop.MachineInfo(run.machine), "gpuperf-benchmark-info")
+        config.pluginmanager.register(ControllerHooks(config), "gpuperf-controller")
+
+
+def run_of(config: pytest.Config) -> "Run":
+    """What the hooks of this process share; made when the first test that measures is met."""
+    if run_key not in config.stash:
+        from pytest_gpuperf.machine import Machine
+        from pytest_gpuperf.run import Run
+
+        settings = config.stash[settings_key]
+        machine = config.stash.get(machine_key, None) or Machine(settings.device)
+        config.stash[run_key] = Run(settings, machine, config.rootpath)
+    return config.stash[run_key]
 
 
 @pytest.hookimpl(trylast=True)
@@ -91,20 +99,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     mine = [item for item in items if _is_mine(item)]
     try:
         for item in mine:
-            options.requirement_of(item)
+            requirement_of(item)
             criterion_of(item)
-        if not config.option.collectonly:
-            _read_baselines(config.stash[run_key], mine)
+        if mine and not config.option.collectonly:
+            _read_baselines(run_of(config), mine)
     except (UsageError, BaselineError) as error:
         raise pytest.UsageError(str(error)) from None
 
 
-def _read_baselines(run: Run, items: list[pytest.Item]) -> None:
+def _read_baselines(run: "Run", items: list[pytest.Item]) -> None:
     """Read every baseline file that the items may be compared with."""
-    if not items or run.machine.is_unusable:
+    if run.machine.is_unusable:
         return
     for item in items:
-        requirement = options.requirement_of(item) or GpuRequirement()
+        requirement = requirement_of(item)
         if run.shortfall(requirement) is None:
             run.baselines_of(key_of(item), run.candidates(requirement)[0])
 
@@ -118,11 +126,13 @@ def _fixture_names(item: pytest.Item) -> tuple[str, ...]:
     return tuple(item.fixturenames) if isinstance(item, pytest.Function) else ()
 
 
-def key_of(item: pytest.Item) -> TestKey:
+def key_of(item: pytest.Item) -> "TestKey":
     """The test's key in the baselines: its module from the root, then classes, name and parameters.
 
     Built from the names of the collection tree, because pytest-xdist appends `@group` to node ids.
     """
+    from pytest_gpuperf.records import TestKey
+
     module = Path(os.path.relpath(item.path, item.config.rootpath)).as_posix()
     names = [node.name for node in item.listchain() if isinstance(node, (pytest.Class, pytest.Item))]
     return TestKey(module=module, test="::".join(names))
@@ -133,12 +143,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, or under --gpuperf-require-gpu fail, what this machine cannot run."""
     if not _is_mine(item):
         return
-    run = item.config.stash[run_key]
+    run = run_of(item.config)
     if run.settings.disable:
         pytest.skip("--gpuperf-disable")
-    requirement = options.requirement_of(item) or GpuRequirement()
     with _as_failure():
-        reason = run.shortfall(requirement)
+        reason = run.shortfall(requirement_of(item))
     if reason and run.settings.require_gpu:
         pytest.fail(f"{item.name}: {reason}", pytrace=False)
     if reason:
@@ -146,37 +155,36 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def gpus(request: pytest.FixtureRequest) -> Iterator[tuple[Device, ...]]:
-    """The devices that this test holds exclusively, as asked for by `@pytest.mark.gpu`; on a machine without GPU: the CPU.
+def gpus(request: pytest.FixtureRequest) -> "Iterator[tuple[Device, ...]]":
+    """The devices that this test holds exclusively, as asked for by `@pytest.mark.gpu`; without a GPU: the CPU.
 
     Each has `name`, `uuid`, `vram_gb`, `compute_capability`, `device` (for torch: `"cuda:0"`), and its peaks:
     `peak_flops_per_s[dtype]` and `peak_bandwidth_bytes_per_s`.
     """
-    run = request.config.stash[run_key]
-    requirement = options.requirement_of(request.node) or GpuRequirement()
-    with _as_failure(), lease(run.candidates(requirement)) as devices:
+    from pytest_gpuperf.lease import lease
+
+    with _as_failure(), lease(run_of(request.config).candidates(requirement_of(request.node))) as devices:
         yield devices
 
 
 @pytest.fixture
-def gpu(gpus: tuple[Device, ...]) -> Device:
+def gpu(gpus: "tuple[Device, ...]") -> "Device":
     """The first device that this test holds. See `gpus`."""
     return gpus[0]
 
 
 @pytest.fixture
-def perf(request: pytest.FixtureRequest, gpus: tuple[Device, ...]) -> Recorder:
+def perf(request: pytest.FixtureRequest, gpus: "tuple[Device, ...]") -> "Recorder":
     """Record end-to-end metrics: `perf.record(name, value, unit=...)`, and watch a stretch: `perf.region()`."""
     item: pytest.Item = request.node
-    if recorder_key not in item.stash:
-        run = item.config.stash[run_key]
-        item.stash[recorder_key] = run.recorder(key_of(item), gpus, criterion_of(item))
+    item.stash[recorder_key] = run_of(item.config).recorder(key_of(item), gpus, criterion_of(item))
     return item.stash[recorder_key]
 
 
 @pytest.fixture
-def gpu_benchmark(perf: Recorder) -> GpuBenchmark:
+def gpu_benchmark(perf: "Recorder") -> GpuBenchmark:
     """Measure a callable on the device's clock: `gpu_benchmark(call)`; returns the `Measurement`."""
+    from pytest_gpuperf.recorder import Work
 
     def benchmark(  # noqa: PLR0913 - see GpuBenchmark
         call: Callable[[], object],
@@ -185,10 +193,10 @@ def gpu_benchmark(perf: Recorder) -> GpuBenchmark:
         flops: float | None = None,
         bytes: float | None = None,  # noqa: A002
         dtype: str | None = None,
-        mode: Mode | None = None,
-        clock: ClockName | None = None,
+        mode: "Mode | None" = None,
+        clock: "ClockName | None" = None,
         tolerance: float | str | None = None,
-    ) -> Measurement:
+    ) -> "Measurement":
         work = Work(flop=flops, bytes_moved=bytes, dtype=dtype, mode=mode)
         return perf.benchmark(call, metric=metric, work=work, clock=clock, tolerance=tolerance)
 
@@ -197,16 +205,20 @@ def gpu_benchmark(perf: Recorder) -> GpuBenchmark:
 
 @pytest.fixture
 def gpu_monitor(
-    request: pytest.FixtureRequest, gpus: tuple[Device, ...]
-) -> Callable[[], AbstractContextManager[Monitor]]:
+    request: pytest.FixtureRequest, gpus: "tuple[Device, ...]"
+) -> "Callable[[], AbstractContextManager[Monitor]]":
     """Watch the devices: `with gpu_monitor() as monitor: ...`, then `monitor.telemetry`."""
-    nvml = request.config.stash[run_key].machine.nvml
+    from pytest_gpuperf.monitor import Monitor
+
+    nvml = run_of(request.config).machine.nvml
     return lambda: Monitor(nvml, [device.uuid for device in gpus if device.kind == "cuda"])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Judge what a passing test measured, so that a regression fails that very test, in its call phase."""
+    if not _is_mine(pyfuncitem):
+        return (yield)
     start_s = time.perf_counter()
     try:
         result = yield
@@ -214,39 +226,43 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         _conclude(pyfuncitem, time.perf_counter() - start_s, passed=False)
         _raise_for_user(error)
     record = _conclude(pyfuncitem, time.perf_counter() - start_s, passed=True)
-    if record and (message := pyfuncitem.config.stash[run_key].failure(record)):
+    if record and (message := run_of(pyfuncitem.config).failure(record)):
         pytest.fail(message, pytrace=False)
     return result
 
 
-def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> TestRecord | None:
+def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> "TestRecord | None":
     """Judge the item's measurements and keep the record for the report."""
     recorder = _recorder_of(item) if passed else item.stash.get(recorder_key, None)
     if recorder is None or not recorder.measurements:
         return None
     with _as_failure():
-        record = item.config.stash[run_key].conclude(key_of(item), recorder, duration_s=duration_s, passed=passed)
+        record = run_of(item.config).conclude(key_of(item), recorder, duration_s=duration_s, passed=passed)
     item.stash[record_key] = record
     return record
 
 
-def _recorder_of(item: pytest.Function) -> Recorder | None:
+def _recorder_of(item: pytest.Function) -> "Recorder | None":
     """The item's recorder, with what pytest-benchmark's fixture measured in a test that carries `perf`."""
     recorder = item.stash.get(recorder_key, None)
-    foreign = benchmark_interop.measurement_of(item) if item.get_closest_marker("perf") else None
-    if foreign is None:
+    if "benchmark" not in item.funcargs or not item.get_closest_marker("perf"):
         return recorder
-    if recorder is None:
-        run = item.config.stash[run_key]
-        recorder = run.recorder(key_of(item), run.machine.devices[:1], criterion_of(item))
+    from pytest_gpuperf.interop.pytest_benchmark import measurement_of
+
     criterion = criterion_of(item)
-    with _as_failure():
-        recorder.add_foreign(benchmark_interop.with_tolerance(foreign, criterion.tolerance))
+    measurement = measurement_of(item.funcargs["benchmark"], tolerance=criterion.tolerance)
+    if measurement is not None:
+        run = run_of(item.config)
+        with _as_failure():
+            recorder = recorder or run.recorder(key_of(item), run.machine.devices[:1], criterion)
+            recorder.add_foreign(measurement)
     return recorder
 
 
 def _raise_for_user(error: BaseException) -> NoReturn:
     """Raise a test's error again as the user should see it: without our frames, our own errors as plain messages."""
+    from pytest_gpuperf.recorder import without_frames_of
+
     match error:
         case NotSupported():
             pytest.skip(str(error))
@@ -273,15 +289,17 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Hand the record to the controller on the report, and the figures to JUnit as properties."""
     record = item.stash.get(record_key, None) if call.when == "call" else None
-    if record is not None:
-        item.user_properties.extend(properties(record))
+    if record is None:
+        return (yield)
+    from pytest_gpuperf.records import encode
+
+    item.user_properties.extend(properties(record))
     report = yield
-    if record is not None:
-        report.__dict__["gpuperf_record"] = encode(record).decode()
+    report.__dict__["gpuperf_record"] = encode(record).decode()
     return report
 
 
-def properties(record: TestRecord) -> list[tuple[str, object]]:
+def properties(record: "TestRecord") -> list[tuple[str, object]]:
     """What JUnit shows of a test: `gpuperf.<metric>.value`, `.unit`, `.verdict`, `.change`, `.change_low`, `.change_high`."""
     rows: list[tuple[str, object]] = []
     for measurement, verdict in zip(record.measurements, record.verdicts, strict=True):
@@ -299,37 +317,50 @@ def properties(record: TestRecord) -> list[tuple[str, object]]:
     return rows
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Name GPU, driver and CUDA in pytest-benchmark's JSON."""
+    from pytest_gpuperf.interop.pytest_benchmark import add_gpus
+
+    add_gpus(machine_info, run_of(config).machine)
+
+
 class ControllerHooks:
     """Hooks of the one process that sees all reports and writes all files."""
 
-    def __init__(self, config: pytest.Config, run: Run) -> None:
-        settings = run.settings
+    def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self.controller = Controller(
-            config.rootpath,
-            results=settings.json,
-            baselines_root=settings.baselines,
-            update=settings.update,
-            accept=settings.accept,
-            patch=settings.patch,
-        )
+        self._controller: Controller | None = None
+        self._seen: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Put what arrives on disk at once."""
         if report.when == "setup":
-            self.controller.saw(report.nodeid.replace("::()", ""))
+            self._seen.add(report.nodeid)
         text = report.__dict__.pop("gpuperf_record", None)
         if text is not None:
-            record = self.controller.add(text)
-            benchmark_interop.export(self._config, record)
+            from pytest_gpuperf.interop.pytest_benchmark import export
+
+            export(self._config, self.controller.add(text))
+
+    @property
+    def controller(self) -> "Controller":
+        """Made when the first result arrives."""
+        if self._controller is None:
+            from pytest_gpuperf.report.controller import Controller
+
+            self._controller = Controller(self._config.rootpath, self._config.stash[settings_key])
+        return self._controller
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Close the results and update the baselines; a problem with either is not a pass."""
+        if self._controller is None:
+            return
         is_interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         is_whole = not is_interrupted and not session.shouldstop and not session.shouldfail and self._runs_everything()
-        self.controller.end(is_whole=is_whole, is_interrupted=is_interrupted)
-        if self.controller.problems and not is_interrupted:
+        self._controller.end(self._seen, is_whole=is_whole, is_interrupted=is_interrupted)
+        if self._controller.problems and not is_interrupted:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def _runs_everything(self) -> bool:
@@ -339,14 +370,10 @@ class ControllerHooks:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table."""
-        width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width
-        lines = self.controller.lines(width)
-        if not lines:
+        if self._controller is None:
             return
-        names = sorted({record.environment.hardware.name for record in self.controller.records})
-        terminalreporter.section(f"GPU performance: {', '.join(names)}" if names else "GPU performance")
-        problem = self._config.stash[run_key].machine.gpu_problem
-        if problem:
-            terminalreporter.write_line(f"Measured on the CPU: {problem}", yellow=True)
-        for line in lines:
+        width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width
+        names = sorted({record.environment.hardware.name for record in self._controller.records})
+        terminalreporter.section(f"GPU performance: {', '.join(names)}")
+        for line in self._controller.lines(width, run_of(self._config).machine.gpu_problem):
             terminalreporter.write_line(line.text, **({line.colour: True} if line.colour else {}))

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_gpuperf.baselines import baseline_path, read
-from pytest_gpuperf.devices import Device, GpuRequirement, groups, shortfall, slug
+from pytest_gpuperf.devices import Device, slug
 from pytest_gpuperf.environment import visit_id
 from pytest_gpuperf.judge import judge
 from pytest_gpuperf.machine import Machine
@@ -14,6 +14,7 @@ from pytest_gpuperf.options import PerfCriterion, Policy, Settings
 from pytest_gpuperf.recorder import Recorder
 from pytest_gpuperf.records import BaselineFile, Environment, Measurement, MetricBaseline, TestKey, TestRecord, Verdict
 from pytest_gpuperf.report.terminal import regression_message
+from pytest_gpuperf.requirement import GpuRequirement, groups, shortfall
 
 
 class Run:

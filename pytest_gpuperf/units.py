@@ -8,21 +8,30 @@ from pytest_gpuperf.errors import UsageError
 
 Better = Literal["lower", "higher"]
 
-_TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
-_FLOPS = {"FLOP/s": 1.0, "GFLOP/s": 1e9, "TFLOP/s": 1e12, "GFLOPS": 1e9, "TFLOPS": 1e12, "PFLOP/s": 1e15}
-_POWER = {"W": 1.0, "mW": 1e-3, "kW": 1e3}
-_ENERGY = {"J": 1.0, "mJ": 1e-3, "kJ": 1e3}
+_LARGE = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+_SMALL = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_ENERGY = {"k": 1e3, **_SMALL}
+
+#: Base unit -> prefixes that are printed before it and read before it, the largest first.
+_PREFIXES: dict[str, dict[str, float]] = {
+    **dict.fromkeys(("s", "s/tok", "s/req"), _SMALL),
+    **dict.fromkeys(("B", "B/s", "FLOP/s"), _LARGE),
+    **dict.fromkeys(("J", "J/tok"), _ENERGY),
+    "W": {**_LARGE, "m": 1e-3},
+}
 
 #: unit as written -> (base unit, factor)
 _TO_BASE: dict[str, tuple[str, float]] = {
-    **{unit: ("s", factor) for unit, factor in _TIME.items()},
-    **{unit: ("B", factor) for unit, factor in _BYTES.items()},
-    **{f"{unit}/s": ("B/s", factor) for unit, factor in _BYTES.items()},
-    **{unit: ("FLOP/s", factor) for unit, factor in _FLOPS.items()},
-    **{unit: ("W", factor) for unit, factor in _POWER.items()},
-    **{unit: ("J", factor) for unit, factor in _ENERGY.items()},
-    **{f"{unit}/tok": ("J/tok", factor) for unit, factor in _ENERGY.items()},
+    **{
+        f"{prefix}{base}": (base, factor) for base, prefixes in _PREFIXES.items() for prefix, factor in prefixes.items()
+    },
+    **{f"µ{base}": (base, 1e-6) for base in ("s", "s/tok", "s/req")},
+    **{f"{prefix}FLOPS": ("FLOP/s", factor) for prefix, factor in _LARGE.items() if factor >= 1e9},
+    **{
+        f"{prefix}iB{per}": (f"B{per}", 2.0**power)
+        for prefix, power in (("K", 10), ("M", 20), ("G", 30))
+        for per in ("", "/s")
+    },
     "%": ("", 1e-2),
 }
 
@@ -30,9 +39,6 @@ _DIRECTION: dict[str, Better] = {
     **dict.fromkeys(("s", "B", "W", "J", "J/tok", "s/tok", "s/req"), "lower"),
     **dict.fromkeys(("FLOP/s", "B/s", "tok/s", "req/s", "it/s", "img/s", "tok/J", "tok/s/W"), "higher"),
 }
-
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_SMALL_PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"))
 
 
 def to_base(value: float, unit: str) -> tuple[float, str]:
@@ -100,25 +106,25 @@ def parse_tolerance(value: object) -> float:
 def format_value(value: float, unit: str, *, digits: int = 4) -> str:
     """Print a base-unit value with a readable prefix, such as `690.2 TFLOP/s`, `3.002 TB/s` or `1.616 ms`."""
     if unit == "":
-        return f"{value * 100:.{max(digits - 2, 0)}f} %"
+        value, unit = value * 100, "%"
     if value == 0 or not math.isfinite(value):
-        return f"{value:g} {unit}"
-    if unit in ("s", "J", "J/tok", "s/tok", "s/req"):
-        scale, prefix = next(((s, p) for s, p in _SMALL_PREFIXES if abs(value) >= s * 0.9999995), (1e-9, "n"))
-        return f"{_significant(value / scale, digits)} {prefix}{unit}"
-    if unit in ("B", "B/s", "FLOP/s", "W"):
-        scale, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s * 0.9999995), (1.0, ""))
-        return f"{_significant(value / scale, digits)} {prefix}{unit}"
-    return f"{_significant(value, digits)} {unit}"
+        return f"{value:zg} {unit}"
+    prefixes = _PREFIXES.get(unit, {"": 1.0})
+    # Chosen by what will be printed, so that 999.96 us is 1.000 ms.
+    rounded = abs(float(f"{value:.{digits - 1}e}"))
+    prefix = next((prefix for prefix, factor in prefixes.items() if rounded >= factor), list(prefixes)[-1])
+    return f"{_significant(value / prefixes[prefix], digits)} {prefix}{unit}"
 
 
 def format_percent(fraction: float, *, signed: bool = False) -> str:
     """Print a fraction as a percentage with two significant digits: `3.1 %`, `0.05 %`, `12 %`."""
     percent = fraction * 100
     decimals = 2 if abs(percent) < 0.995 else 1 if abs(percent) < 9.95 else 0
-    return f"{percent:{'+' if signed else ''}.{decimals}f} %"
+    return f"{percent:{'+' if signed else ''}z.{decimals}f} %"
 
 
 def _significant(value: float, digits: int) -> str:
-    whole_digits = max(len(str(int(abs(value)))), 1)
-    return f"{value:.{max(digits - whole_digits, 0)}f}"
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    if not -5 <= exponent <= 15:
+        return f"{value:.{digits}g}"
+    return f"{value:.{max(digits - 1 - exponent, 0)}f}"

@@ -1,6 +1,6 @@
 """The packaged spec table against itself: tables of peaks are often wrong, and this one is recomputed."""
 
-from pytest_gpuperf.devices import GpuSpec, load_specs
+from pytest_gpuperf.specs import GpuSpec, load_specs
 
 SPECS = load_specs().gpus
 

@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from pytest_gpuperf import Device
-from pytest_gpuperf.plugin import GpuBenchmark
+from pytest_gpuperf import Device, GpuBenchmark
 from pytest_gpuperf.workloads.bandwidth import MemoryBandwidth
 from pytest_gpuperf.workloads.matmul import Matmul
 

@@ -4,10 +4,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import pytest
 
-from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.records import Measurement, Method, TestRecord
 from pytest_gpuperf.stats import median_interval, relative_half_width
@@ -30,34 +28,23 @@ class _Source:
     has_error: bool = False
 
 
-class MachineInfo:
-    """Hook that names GPU, driver and CUDA in pytest-benchmark's `machine_info`."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-
-    def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
-        """Add `gpus`, `driver` and `cuda`; without a GPU they say so."""
-        try:
-            gpus = self._machine.gpus
-        except DeviceError:
-            gpus = ()
-        nvml = self._machine.nvml
-        machine_info["gpus"] = [gpu.name for gpu in gpus]
-        machine_info["driver"] = nvml.driver_version() if nvml else None
-        machine_info["cuda"] = nvml.cuda_version() if nvml else None
+def add_gpus(machine_info: dict[str, Any], machine: Machine) -> None:
+    """Add `gpus`, `driver` and `cuda` to pytest-benchmark's `machine_info`: none and null without a GPU."""
+    nvml = machine.nvml
+    machine_info["gpus"] = [gpu.name for gpu in machine.gpus]
+    machine_info["driver"] = nvml.driver_version() if nvml else None
+    machine_info["cuda"] = nvml.cuda_version() if nvml else None
 
 
-def measurement_of(item: pytest.Function) -> Measurement | None:
+def measurement_of(fixture: object, *, tolerance: float | None) -> Measurement | None:
     """What the `benchmark` fixture measured in a test: the median of its rounds, in seconds per call.
 
-    `None` if the test did not use it, or it is switched off, as it is under pytest-xdist. It times on the host: a
-    callable that starts GPU work has to wait for it.
+    `None` if the fixture is another plugin's, was not called, or is switched off, as it is under pytest-xdist. It times
+    on the host: a callable that starts GPU work has to wait for it.
     """
-    fixture = item.funcargs.get("benchmark")
-    if fixture is None or not type(fixture).__module__.startswith("pytest_benchmark"):
+    if not type(fixture).__module__.startswith("pytest_benchmark"):
         return None
-    metadata = getattr(fixture, "stats", None)  # set by the fixture when it has run
+    metadata = vars(fixture).get("stats")  # set by the fixture when it has run
     if not metadata:
         return None
     rounds_s = tuple(float(duration_s) for duration_s in metadata.stats.data)
@@ -68,15 +55,11 @@ def measurement_of(item: pytest.Function) -> Measurement | None:
         better="lower",
         kind="end-to-end",
         method=Method(clock="wall", mode="recorded"),
+        tolerance=tolerance,
         samples_s=rounds_s,
         calls_per_sample=int(metadata.iterations),
         spread=relative_half_width(median_interval(rounds_s)) if len(rounds_s) > 1 else None,
     )
-
-
-def with_tolerance(measurement: Measurement, tolerance: float | None) -> Measurement:
-    """The measurement with the tolerance of the test's `perf` marker."""
-    return msgspec.structs.replace(measurement, tolerance=tolerance)
 
 
 def export(config: pytest.Config, record: TestRecord) -> None:

@@ -1,6 +1,8 @@
 """What the one process that writes does with the results as they arrive, and with the baselines at the end."""
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -14,36 +16,38 @@ from pytest_gpuperf.report.results import ResultsWriter
 from pytest_gpuperf.report.terminal import Line, command, notes, table
 
 
+class Orders(Protocol):
+    """What the options say about the files: see `options.Settings`."""
+
+    @property
+    def json(self) -> Path: ...  # noqa: D102
+    @property
+    def baselines(self) -> Path: ...  # noqa: D102
+    @property
+    def update(self) -> bool: ...  # noqa: D102
+    @property
+    def accept(self) -> str | None: ...  # noqa: D102
+    @property
+    def patch(self) -> Path | None: ...  # noqa: D102
+
+
 class Controller:
     """Collects the records of all tests, whichever worker ran them.
 
     Args:
         root: pytest's root folder.
-        results: Where results.jsonl goes.
-        baselines_root: Folder of the baselines.
-        update: Add the values to the baselines at the end.
-        accept: Accept changed values at the end, for this reason.
-        patch: Write a patch there instead of the baselines.
+        orders: Where results, baselines and patch go, and what to do with the baselines at the end.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        *,
-        results: Path,
-        baselines_root: Path,
-        update: bool,
-        accept: str | None,
-        patch: Path | None,
-    ) -> None:
-        self.writer = ResultsWriter(results, root)
+    def __init__(self, root: Path, orders: Orders) -> None:
+        self.writer = ResultsWriter(orders.json, root)
         self.problems: list[str] = []
         self._root = root
-        self._baselines_root = baselines_root
-        self._update = update
-        self._accept = accept
-        self._patch = patch
-        self._seen: set[str] = set()
+        self._baselines_root = orders.baselines
+        self._update = orders.update
+        self._accept = orders.accept
+        self._patch = orders.patch
+        self._seen: frozenset[str] = frozenset()
         self._changes: tuple[Change, ...] = ()
         self._unused: tuple[Entry, ...] = ()
 
@@ -51,10 +55,6 @@ class Controller:
     def records(self) -> list[TestRecord]:
         """Everything that arrived, in order of arrival."""
         return self.writer.tests
-
-    def saw(self, test: str) -> None:
-        """Note that a test had its turn, whether it measured anything or not."""
-        self._seen.add(test)
 
     def add(self, text: str) -> TestRecord:
         """Take a test's record as a worker sent it, and put it on disk."""
@@ -65,10 +65,15 @@ class Controller:
             self.problems.append(f"The results could not be written to {self.writer.path}: {error.strerror}.")
         return record
 
-    def end(self, *, is_whole: bool, is_interrupted: bool) -> None:
-        """Close the results, and bring the baselines up to date if that was asked for."""
-        if not self.records:
-            return
+    def end(self, seen: Collection[str], *, is_whole: bool, is_interrupted: bool) -> None:
+        """Close the results, and bring the baselines up to date if that was asked for.
+
+        Args:
+            seen: Node ids of all tests that had their turn, whether they measured anything or not.
+            is_whole: Whole modules ran to their end, so what was not seen is gone.
+            is_interrupted: The run ended early: the baselines are left alone.
+        """
+        self._seen = frozenset(seen)
         try:
             self.writer.end(tuple(sorted(self._seen)), is_whole=is_whole)
             if is_whole:
@@ -80,11 +85,11 @@ class Controller:
         except GpuperfError as error:
             self.problems.append(str(error))
 
-    def lines(self, width: int) -> list[Line]:
-        """The report: table, notes, what happened to the baselines, problems."""
+    def lines(self, width: int, gpu_problem: str | None) -> list[Line]:
+        """The report: why there was no GPU, table, notes, what happened to the baselines, problems."""
         will_record = self._update or self._accept is not None or self._patch is not None
-        lines = table(self.records, width=width) if self.records else []
-        lines += notes(self.records, will_record=will_record) if self.records else []
+        lines = [Line(text=f"Measured on the CPU: {gpu_problem}", colour="yellow")] if gpu_problem else []
+        lines += [*table(self.records, width=width), *notes(self.records, will_record=will_record)]
         lines += self._change_lines()
         if self._unused:
             names = ", ".join(f"{key.test} {metric}" for key, metric in self._unused[:3])
@@ -119,7 +124,7 @@ class Controller:
         return [Line(text=f"{where}: {tally(self._changes)}.", colour="cyan"), *refusals(self._changes)]
 
 
-def unused_entries(root: Path, folder: str, records: list[TestRecord], seen: set[str]) -> tuple[Entry, ...]:
+def unused_entries(root: Path, folder: str, records: list[TestRecord], seen: Collection[str]) -> tuple[Entry, ...]:
     """Baselines of the modules that ran whose test is gone, or whose test ran and no longer measures the metric."""
     mine = [record for record in records if record.slug == folder]
     measured = [(record.key, m.metric) for record in mine for m in record.measurements]

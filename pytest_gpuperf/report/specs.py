@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_gpuperf.devices import Device, GpuSpec, load_specs
+from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.nvml import GpuInfo, GpuState
+from pytest_gpuperf.specs import GpuSpec, load_specs
 from pytest_gpuperf.units import format_value
 
 if TYPE_CHECKING:
