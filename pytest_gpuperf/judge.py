@@ -87,13 +87,14 @@ class Prior(Record, frozen=True, kw_only=True):
 
 
 _H100S = "four H100s of different machines, ten processes each, 2026-11"
+_PINNED = "pinned copies on two H100s of different machines, 2026-11"
 _ASSUMED = "assumed, not yet measured"
 _SHARED_CPU = "a shared virtual machine with two cores, 2026-11"
 
 PRIORS: Mapping[Kind | Literal["cpu"], Prior] = {
     "memory": Prior(within=0.0005, session=0.0005, device=0.0005, floor=0.0005, tolerance=0.03, source=_H100S),
     "compute": Prior(within=0.0035, session=0.003, device=0.01, floor=0.0005, tolerance=0.03, source=_H100S),
-    "transfer": Prior(within=0.01, session=0.01, device=0.01, floor=0.0005, tolerance=0.05, source=_ASSUMED),
+    "transfer": Prior(within=0.003, session=0.005, device=0.005, floor=0.0005, tolerance=0.05, source=_PINNED),
     "end-to-end": Prior(within=0.015, session=0.02, device=0.02, floor=0.005, tolerance=0.05, source=_ASSUMED),
     "cpu": Prior(within=0.03, session=0.05, device=0.05, floor=0.005, tolerance=0.10, source=_SHARED_CPU),
 }

@@ -147,7 +147,7 @@ def cuda_of_torch(monkeypatch: pytest.MonkeyPatch, *, uuid: str) -> None:
     """Let torch see one GPU with this UUID, which it prints without its prefix."""
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuid))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
 
 
 def test_a_torch_that_cannot_use_the_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

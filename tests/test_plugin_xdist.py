@@ -76,7 +76,6 @@ def test_groups_never_reach_the_keys_of_baselines(pytester: pytest.Pytester) -> 
 SKIPPED = GROUPED.replace('@pytest.mark.xdist_group("two")', '@pytest.mark.xdist_group("two")\n@pytest.mark.skip')
 
 
-@pytest.mark.xfail(strict=True, reason="the results name `test_other[1]@two`, so the skipped test counts as gone")
 def test_skipped_test_of_a_group_keeps_its_baseline(pytester: pytest.Pytester) -> None:
     serial(GROUPED).record(pytester)
     suite_of(SKIPPED).run(pytester, "-n2", "--dist=loadgroup").assert_outcomes(passed=1, skipped=1)
@@ -88,7 +87,6 @@ def test_skipped_test_of_a_group_keeps_its_baseline(pytester: pytest.Pytester) -
 CRASHING = GROUPED.replace("    gpu_benchmark(lambda: 2e-3)", "    os._exit(1)")
 
 
-@pytest.mark.xfail(strict=True, reason="a test whose worker died was never seen, so it counts as gone")
 def test_test_whose_worker_died_keeps_its_baseline(pytester: pytest.Pytester) -> None:
     serial(GROUPED).record(pytester)
     result = suite_of(CRASHING).run(pytester, "-n1")
