@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pytest_gpuperf import baselines
+from pytest_gpuperf import baseline_file, baseline_store
 from pytest_gpuperf.errors import GpuperfError, UsageError
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.records import BaselineFile, MetricBaseline, Results, TestRecord, Verdict
@@ -56,7 +56,7 @@ def main() -> None:
 @baseline_app.command("list")
 def list_baselines(baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
     """List the baseline files: how many tests and metrics each holds, and from when."""
-    paths = baselines.list_files(baselines_root)
+    paths = baseline_file.list_files(baselines_root)
     if not paths:
         typer.echo(f"No baselines in {baselines_root}. Run pytest, then: gpuperf baseline record")
     for path in paths:
@@ -75,7 +75,7 @@ def list_baselines(baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
 def show(tests: TestsArgument = None, baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
     """Show what is accepted for each metric: its value, its noise, its sessions."""
     shown = 0
-    for path in baselines.list_files(baselines_root):
+    for path in baseline_file.list_files(baselines_root):
         file = _read(path)
         for test, metrics in file.tests.items():
             if not _is_chosen(f"{file.module}::{test}", tests):
@@ -155,7 +155,7 @@ def prune(
         entries = unused_entries(baselines_root, folder, list(found.tests), set(found.end.tests))
         for key, metric in entries:
             typer.echo(f"{'would delete' if is_dry else 'deleted'} {key} {metric}")
-        deleted += len(entries) if is_dry else baselines.prune(baselines_root, folder, entries)
+        deleted += len(entries) if is_dry else baseline_store.prune(baselines_root, folder, entries)
     typer.echo(f"{deleted} unused baselines{' found' if is_dry else ' deleted'}.")
 
 
@@ -217,7 +217,7 @@ def _write(results: Path, tests: list[str] | None, root: Path, reason: str | Non
     """Record or accept, judged against the baselines as they are now."""
     found = read_results(results)
     records = [_judged(record, found.run.visit, root) for record in _chosen(found, tests)]
-    changes = baselines.write(root, found.run, records, accept_reason=reason)
+    changes = baseline_store.write(root, found.run, records, accept_reason=reason)
     typer.echo(f"Baselines in {root}: {tally(changes)}.")
     _echo(refusals(changes))
     return GOOD if all(change.action != "refused" for change in changes) else NOT_SETTLED
@@ -225,7 +225,8 @@ def _write(results: Path, tests: list[str] | None, root: Path, reason: str | Non
 
 def _judged(record: TestRecord, visit: str, root: Path) -> TestRecord:
     """The record with verdicts against the baselines as they are now."""
-    file = baselines.read(baselines.baseline_path(root, record.slug, record.key.module), module=record.key.module)
+    path = baseline_file.baseline_path(root, record.slug, record.key.module)
+    file = baseline_file.read(path, module=record.key.module)
     verdicts = tuple(
         judge_one(
             record.key,
@@ -254,7 +255,7 @@ def _is_chosen(test: str, names: list[str] | None) -> bool:
 
 
 def _read(path: Path) -> BaselineFile:
-    file = baselines.read(path)
+    file = baseline_file.read(path)
     if file is None:
         raise UsageError(f"{path} is gone.")
     return file

@@ -88,6 +88,7 @@ class Prior(Record, frozen=True, kw_only=True):
 
 _H100S = "four H100s of different machines, ten processes each, 2026-11"
 _PINNED = "pinned copies on two H100s of different machines, 2026-11"
+_PAGEABLE = "pageable copies on three machines with an H100, 2026-11"
 _ASSUMED = "assumed, not yet measured"
 _SHARED_CPU = "a shared virtual machine with two cores, 2026-11"
 
@@ -95,6 +96,7 @@ PRIORS: Mapping[Kind | Literal["cpu"], Prior] = {
     "memory": Prior(within=0.0005, session=0.0005, device=0.0005, floor=0.0005, tolerance=0.03, source=_H100S),
     "compute": Prior(within=0.0035, session=0.003, device=0.01, floor=0.0005, tolerance=0.03, source=_H100S),
     "transfer": Prior(within=0.003, session=0.005, device=0.005, floor=0.0005, tolerance=0.05, source=_PINNED),
+    "host": Prior(within=0.05, session=0.10, device=0.10, floor=0.005, tolerance=0.20, source=_PAGEABLE),
     "end-to-end": Prior(within=0.015, session=0.02, device=0.02, floor=0.005, tolerance=0.05, source=_ASSUMED),
     "cpu": Prior(within=0.03, session=0.05, device=0.05, floor=0.005, tolerance=0.10, source=_SHARED_CPU),
 }
@@ -187,7 +189,8 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     components = dataclasses.replace(components, within=max(components.within, _unsettled(measurements, sessions)))
     comparison = _compare(logs, session_logs, components, devices, visit)
     verdict = replace(blank, sessions=len(sessions), is_provisional=len(sessions) < ENOUGH_SESSIONS)
-    return _decide(verdict, comparison, baseline, look)
+    is_known_device = _group(devices) in [session.device_group for session in session_logs]
+    return _decide(verdict, comparison, baseline, remedy=_remedy(len(logs), look, is_known_device=is_known_device))
 
 
 def hardware_differences(now: Hardware, then: Hardware) -> tuple[str, ...]:
@@ -296,7 +299,7 @@ def _unsettled(measurements: Sequence[Measurement], sessions: Sequence[Session])
     return fmean([(spread / 2) ** 2 for spread in spreads if spread is not None] or [0.0])
 
 
-def _decide(verdict: Verdict, comparison: _Comparison, baseline: MetricBaseline, look: int) -> Verdict:
+def _decide(verdict: Verdict, comparison: _Comparison, baseline: MetricBaseline, *, remedy: str) -> Verdict:
     margin = math.log1p(verdict.tolerance)
     status = _status(comparison, margin)
     is_low_power = status == "PASS" and comparison.is_too_noisy(margin)
@@ -304,7 +307,7 @@ def _decide(verdict: Verdict, comparison: _Comparison, baseline: MetricBaseline,
     if is_low_power:
         parts.append(f"low power: sees {format_percent(comparison.minimum_detectable_effect)} at best")
     if status == "INCONCLUSIVE":
-        parts.append(_remedy(verdict.runs, look))
+        parts.append(remedy)
     return replace(
         verdict,
         status=status,
@@ -329,6 +332,8 @@ def _status(comparison: _Comparison, margin: float) -> Status:
     return "PASS" if comparison.is_too_noisy(margin) and difference < margin else "INCONCLUSIVE"
 
 
-def _remedy(runs: int, look: int) -> str:
+def _remedy(runs: int, look: int, *, is_known_device: bool) -> str:
+    if not is_known_device:  # runs on it cannot tell its own offset from a change
+        return "the baseline has no session on this very device, and devices differ: record one on it"
     more = f"{LOOKS[look]} runs in fresh processes" if look < len(LOOKS) else "more sessions in the baseline"
     return f"not settled by {runs} run{'s' if runs > 1 else ''}, {more} may settle it"

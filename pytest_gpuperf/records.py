@@ -13,7 +13,7 @@ from pytest_gpuperf.units import Better, format_percent, format_value, to_base
 
 ClockName = Literal["cuda-events", "cuda-graph", "wall"]
 Mode = Literal["sustained", "cold", "hot", "recorded"]
-Kind = Literal["compute", "memory", "transfer", "end-to-end"]
+Kind = Literal["compute", "memory", "transfer", "host", "end-to-end"]
 Status = Literal["PASS", "REGRESSED", "IMPROVED", "INCONCLUSIVE", "INVALID", "INCOMPARABLE", "NEW"]
 
 #: Version of results.jsonl and of the baseline files. 1: the first.

@@ -4,7 +4,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_gpuperf.baselines import baseline_path, read
+from pytest_gpuperf.baseline_file import baseline_path, read
 from pytest_gpuperf.devices import Device, slug
 from pytest_gpuperf.environment import visit_id
 from pytest_gpuperf.judge import judge

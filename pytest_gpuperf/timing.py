@@ -70,7 +70,7 @@ class Plan(Record, frozen=True, kw_only=True):
         )
 
 
-_SUSTAINED = Plan(warmup_s=2.0, warmup_limit_s=3.0, measure_s=3.0, measure_limit_s=5.0, precision=0.005, period_s=1.0)
+_SUSTAINED = Plan(warmup_s=2.0, warmup_limit_s=3.0, measure_s=3.0, measure_limit_s=4.0, precision=0.005, period_s=1.0)
 _COLD = Plan(warmup_s=0.3, warmup_limit_s=0.6, measure_s=0.7, measure_limit_s=2.0, precision=0.001)
 _HOT = Plan(warmup_s=0.4, warmup_limit_s=1.0, measure_s=0.8, measure_limit_s=2.0, precision=0.002, block_s=0.01)
 #: Under a large GEMM the power controller of an H100 swings the clock by ±6 % with a period of one second, slowly damped.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpuperf import cli
-from pytest_gpuperf.baselines import list_files, read
+from pytest_gpuperf.baseline_file import list_files, read
 from pytest_gpuperf.records import BaselineFile, Results, Verdict
 from pytest_gpuperf.report.results import read_results
 

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from pytest_gpuperf.baseline_file import baseline_path
 from pytest_gpuperf.baseline_patch import git_patch
-from pytest_gpuperf.baselines import FileChange, Plan, baseline_path, plan, write
+from pytest_gpuperf.baseline_store import write
+from pytest_gpuperf.baselines import FileChange, Plan, plan
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.records import (
     Environment,

@@ -20,8 +20,10 @@ import pytest
 from msgspec.structs import replace
 
 import pytest_gpuperf
-from pytest_gpuperf import baselines
-from pytest_gpuperf.baselines import baseline_path, dumps, prune, read, write
+from pytest_gpuperf import baseline_store
+from pytest_gpuperf.baseline_file import baseline_path, dumps, read
+from pytest_gpuperf.baseline_store import prune, write
+from pytest_gpuperf.baselines import append
 from pytest_gpuperf.errors import BaselineError
 from pytest_gpuperf.records import (
     Environment,
@@ -304,7 +306,7 @@ def test_what_a_killed_writer_left_is_swept_after_an_hour(root: Path, path: Path
 
 def test_a_lock_held_by_another_names_how_to_find_it(root: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update(root, "test_a")
-    monkeypatch.setattr(baselines, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(baseline_store, "LOCK_TIMEOUT_S", 0.1)
     with (root / ".gpuperf.lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(BaselineError, match=r"Waited 0\.1 s for .*`fuser -v .*/\.gpuperf\.lock` names the process"):
@@ -380,7 +382,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from pytest_gpuperf.baselines import write
+from pytest_gpuperf.baseline_store import write
 from pytest_gpuperf.records import RunInfo, TestRecord
 
 root, name, updates, deadly_call, moment = sys.argv[1:]
@@ -491,7 +493,7 @@ def acknowledged(log: Path) -> list[str]:
 
 
 def small_file() -> bytes:
-    file = baselines.append(None, RUN, measured(), ["time"])
+    file = append(None, RUN, measured(), ["time"])
     return dumps(replace(file, module="m.py"))
 
 

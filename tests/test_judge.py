@@ -102,9 +102,9 @@ def judged(
 
 # the rule by hand: five sessions of one run, all 1 s, of a kernel limited by compute
 
-WITHIN = 0.0025**2  # no degrees of freedom: the prior
+WITHIN = 0.0035**2  # no degrees of freedom: the prior
 SESSION = 10 * 0.003**2 / 14  # 4 degrees of freedom that saw nothing, 10 of the prior
-STANDARD_ERROR = math.sqrt((SESSION + WITHIN) * (1 + 1 / 5))  # 0.39 %
+STANDARD_ERROR = math.sqrt((SESSION + WITHIN) * (1 + 1 / 5))  # 0.47 %
 
 
 def t(probability: float) -> float:

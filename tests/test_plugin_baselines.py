@@ -17,7 +17,7 @@ from harness import (
     statuses_of,
 )
 
-from pytest_gpuperf.baselines import list_files
+from pytest_gpuperf.baseline_file import list_files
 
 TWO = KERNEL + KERNEL.replace("test_kernel", "test_other")
 

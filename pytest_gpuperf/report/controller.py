@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from pytest_gpuperf import baselines
+from pytest_gpuperf import baseline_store, baselines
 from pytest_gpuperf.baseline_patch import git_patch
 from pytest_gpuperf.baselines import Change, Entry
 from pytest_gpuperf.environment import git_top
@@ -115,7 +115,7 @@ class Controller:
             self._patch.write_text(git_patch(self._baselines_root, plan, top=top), encoding="utf-8")
             self._changes = plan.changes
         elif self._update or self._accept is not None:
-            self._changes = baselines.write(self._baselines_root, run, records, accept_reason=self._accept)
+            self._changes = baseline_store.write(self._baselines_root, run, records, accept_reason=self._accept)
 
     def _change_lines(self) -> list[Line]:
         if not self._changes:

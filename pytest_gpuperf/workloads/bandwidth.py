@@ -66,7 +66,6 @@ class HostTransfer:
         NotSupported: The device is the CPU, or the buffers do not fit.
     """
 
-    kind: Kind = "transfer"
     mode: Mode | None = "cold"
     flop = None
     dtype = None
@@ -87,6 +86,8 @@ class HostTransfer:
             raise NotSupported(f"{direction} needs a GPU: on a CPU there is nothing to cross.")
         require_free_memory(1.1 * size_bytes, device=device, what=f"{direction} of {size_bytes / 1e9:.1f} GB")
         require_free_memory(1.1 * size_bytes, device="cpu", what=f"{direction} of {size_bytes / 1e9:.1f} GB")
+        #: The driver's staging copies make pageable transfers a matter of the host's processor and memory.
+        self.kind: Kind = "transfer" if pinned else "host"
         host = torch.randn(size_bytes // 4, generator=torch.Generator().manual_seed(0))
         host = host.pin_memory() if pinned else host
         near = torch.empty_like(host, device=device)
