@@ -1,6 +1,6 @@
 """GPU performance as a test one can trust: measured on the GPU's clock, judged against baselines kept in git.
 
-The names are imported when they are first used: pytest loads this package at every start, also where nothing is measured.
+The names are imported when they are first used: pytest loads this package at every start, whatever it then runs.
 """
 
 from importlib import import_module

@@ -83,6 +83,9 @@ def _locked(root: Path) -> Iterator[None]:
     options: dict[str, Any] = {"fallback_to_soft": False} if is_optional else {}
     try:
         root.mkdir(parents=True, exist_ok=True)
+        ignored = root / ".gitignore"
+        if not ignored.exists():
+            ignored.write_text(".gitignore\n.gpuperf.lock\n.tmp-*\n")
         lock = FileLock(path, timeout=LOCK_TIMEOUT_S, **options)
         lock.acquire()
     except TimeoutError:

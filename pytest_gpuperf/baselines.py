@@ -130,7 +130,7 @@ def _epoch(run: RunInfo, record: TestRecord, measurement: Measurement, *, reason
         devices=record.devices,
         environment=environment_key(record.environment),
         commit=run.commit,
-        runs=(_baseline_run(record, measurement),),
+        runs=(_baseline_run(run, record, measurement),),
     )
     return MetricBaseline(
         unit=measurement.unit,
@@ -142,7 +142,7 @@ def _epoch(run: RunInfo, record: TestRecord, measurement: Measurement, *, reason
     )
 
 
-def _baseline_run(record: TestRecord, measurement: Measurement) -> BaselineRun:
+def _baseline_run(run: RunInfo, record: TestRecord, measurement: Measurement) -> BaselineRun:
     if not 0 < measurement.value <= LARGEST_NUMBER:
         raise UsageError(
             f"{measurement.metric} of {record.key} is {measurement.value:g} {measurement.unit}: "
@@ -154,6 +154,7 @@ def _baseline_run(record: TestRecord, measurement: Measurement) -> BaselineRun:
         spread=measurement.spread,
         sm_clock_mhz=telemetry.sm_clock_mhz if telemetry else None,
         power_w=telemetry.power_w if telemetry else None,
+        run_id=run.run_id,
     )
 
 
@@ -167,6 +168,8 @@ def _appended(file: BaselineFile, run: RunInfo, record: TestRecord, measurement:
             f"{measurement.metric} of {record.key} is now in {new.unit!r} ({new.better} is better; {new.method}), its "
             f"baseline in {old.unit!r} ({old.better} is better; {old.method}). {_how_to_accept(record)}"
         )
+    if any(known.run_id == run.run_id for session in old.sessions for known in session.runs):
+        return old  # recording a run again must not make it look like two that agree
     *before, last = old.sessions
     joined = replace(last, runs=last.runs + new.sessions[0].runs)
     sessions = (*before, joined) if _is_same_visit(last, new.sessions[0]) else (*before, last, *new.sessions)
@@ -264,8 +267,7 @@ def _decided(record: TestRecord, metric: str, reason: str | None) -> Change:
 
 
 def _refusal(record: TestRecord, verdict: Verdict, reason: str | None) -> str | None:
-    has_regressed = any(each.status == "REGRESSED" for each in record.verdicts)
-    if not record.passed and not (reason and has_regressed):
+    if not record.passed:
         return "the test failed: mend it, then update"
     if verdict.status == "INVALID":
         return f"invalid: {verdict.reason}"

@@ -13,7 +13,7 @@ from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.records import BaselineFile, MetricBaseline, Results, TestRecord, Verdict
 from pytest_gpuperf.report.controller import refusals, tally, unused_entries
 from pytest_gpuperf.report.results import read_results
-from pytest_gpuperf.report.terminal import Line, notes, table
+from pytest_gpuperf.report.terminal import Line, baseline_command, notes, table
 from pytest_gpuperf.run import judge_one
 from pytest_gpuperf.units import format_percent, format_value
 
@@ -43,7 +43,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except _CommandLineError as error:
-        typer.echo(f"gpuperf: {error} Try: gpuperf --help", err=True)
+        message = str(error) or "No command was given."
+        typer.echo(f"gpuperf: {message} Try: gpuperf --help", err=True)
         code = ERROR
     except (typer.Abort, KeyboardInterrupt):
         code = 130
@@ -108,7 +109,12 @@ def diff(
     """Compare the last run with the baselines as they are now. Exit code 2: a regression, 3: not settled."""
     found = read_results(results)
     records = [_judged(record, found.run.visit, baselines_root) for record in _chosen(found, tests)]
-    _echo([*table(records, width=_width()), *notes(records, will_record=False)])
+    _echo(
+        [
+            *table(records, width=_width()),
+            *notes(records, record_command=baseline_command("record", baselines_root.absolute(), results.absolute())),
+        ]
+    )
     statuses = {verdict.status for record in records for verdict in record.verdicts}
     if "REGRESSED" in statuses:
         return REGRESSION
@@ -121,7 +127,7 @@ def record(
     baselines_root: BaselinesOption = DEFAULT_BASELINES,
     results: ResultsOption = DEFAULT_RESULTS,
 ) -> int:
-    """Add the last run's values to the baselines. Values that got worse or better are refused: accept them instead."""
+    """Add the last run's values to the baselines. Values that changed are refused: accept them instead."""
     return _write(results, tests, baselines_root, None)
 
 
@@ -251,7 +257,11 @@ def _chosen(found: Results, tests: list[str] | None) -> list[TestRecord]:
 
 
 def _is_chosen(test: str, names: list[str] | None) -> bool:
-    return not names or any(name in test for name in names)
+    """Whether a test's id is one of the names, or a name is a module, a part of the test's own name, or its function."""
+    module, _, own = test.partition("::")
+    return not names or any(
+        name in (test, module) or test.startswith(f"{name}[") or ("::" not in name and name in own) for name in names
+    )
 
 
 def _read(path: Path) -> BaselineFile:

@@ -13,7 +13,6 @@ from pathlib import Path
 from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.records import Environment, Hardware
-from pytest_gpuperf.units import format_value
 
 _PACKAGES = ("torch", "triton", "vllm", "transformers", "numpy", "pytest-gpuperf")
 
@@ -54,26 +53,6 @@ def collect(devices: Sequence[Device], *, driver: str | None, cuda: str | None) 
         "kernel": platform.release(),
     }
     return Environment(hardware=hardware, versions={name: text for name, text in versions.items() if text})
-
-
-def hardware_differences(now: Hardware, then: Hardware) -> tuple[str, ...]:
-    """Name what makes two results incomparable, such as `power limit 700 W, baseline 500 W`.
-
-    What is known of one and not of the other differs. Memory may differ by 1 %: drivers reserve unlike amounts.
-    """
-    differences = []
-    if now.name != then.name:
-        differences.append(f"device {now.name}, baseline {then.name}")
-    if now.count != then.count:
-        differences.append(f"{now.count} devices, baseline {then.count}")
-    if not _is_same_memory(now.memory_bytes, then.memory_bytes):
-        differences.append(f"memory {_memory(now.memory_bytes)}, baseline {_memory(then.memory_bytes)}")
-    if now.power_limit_w != then.power_limit_w:
-        differences.append(f"power limit {_power(now.power_limit_w)}, baseline {_power(then.power_limit_w)}")
-    if now.is_mig != then.is_mig:
-        whole, part = "a whole GPU", "a MIG instance"
-        differences.append(f"{part if now.is_mig else whole}, baseline {part if then.is_mig else whole}")
-    return tuple(differences)
 
 
 def version_differences(now: Mapping[str, str], then: Mapping[str, str]) -> tuple[str, ...]:
@@ -135,17 +114,3 @@ def _version(package: str) -> str | None:
 
 def _rank(name: str) -> int:
     return _BY_IMPORTANCE.index(name) if name in _BY_IMPORTANCE else len(_BY_IMPORTANCE)
-
-
-def _is_same_memory(now: int | None, then: int | None) -> bool:
-    if now is None or then is None:
-        return now is then
-    return abs(now - then) <= 0.01 * max(now, then)
-
-
-def _memory(size_bytes: int | None) -> str:
-    return "unknown" if size_bytes is None else format_value(size_bytes, "B")
-
-
-def _power(limit_w: float | None) -> str:
-    return "unknown" if limit_w is None else f"{limit_w:g} W"

@@ -36,5 +36,5 @@ class LeaseTimeout(DeviceError):
     """No suitable device became free in time."""
 
 
-class NotSupported(DeviceError):  # noqa: N818 - reads as what it means: skipped, not failed
+class NotSupported(DeviceError):
     """Work that this device cannot do, or that does not fit into its memory. Raised in a test, it skips the test."""

@@ -335,5 +335,5 @@ def _status(comparison: _Comparison, margin: float) -> Status:
 def _remedy(runs: int, look: int, *, is_known_device: bool) -> str:
     if not is_known_device:  # runs on it cannot tell its own offset from a change
         return "the baseline has no session on this very device, and devices differ: record one on it"
-    more = f"{LOOKS[look]} runs in fresh processes" if look < len(LOOKS) else "more sessions in the baseline"
-    return f"not settled by {runs} run{'s' if runs > 1 else ''}, {more} may settle it"
+    more = "more runs or more sessions in the baseline" if look < len(LOOKS) else "more sessions in the baseline"
+    return f"not settled by {runs} run{'s' if runs > 1 else ''}: {more} may settle it"

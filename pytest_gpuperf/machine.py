@@ -1,4 +1,4 @@
-"""What this process can measure on: the driver, the devices and their clocks, each looked up once, when first needed."""
+"""What this process can measure on: driver, devices and their clocks, each looked up once, when first needed."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Telemetry of a region: counters before and after, a reading every 100 ms in between, and what it says of the health."""
+"""Telemetry of a region: counters before and after, a reading every 100 ms between, and what that says of the health."""
 
 import os
 import threading
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import GpuSample, GpuState, Nvml
 from pytest_gpuperf.records import Telemetry
 from pytest_gpuperf.units import format_percent
@@ -45,6 +46,7 @@ class Monitor:
         self._uuids = tuple(uuids) if nvml else ()
         self._stop = threading.Event()
         self._samples: list[GpuSample] = []
+        self._error: DeviceError | None = None
         self._telemetry: Telemetry | None = None
 
     def __enter__(self) -> Self:
@@ -62,6 +64,8 @@ class Monitor:
         self._stop.set()
         if self._uuids:
             self._sampler.join()
+        if error is None and self._error is not None:
+            raise self._error
         if error is None:
             self._telemetry = summarize(self._before, self._states(), self._samples, duration_s)
 
@@ -80,8 +84,11 @@ class Monitor:
         return tuple(self._nvml.state(uuid) for uuid in self._uuids) if self._nvml else ()
 
     def _sample_until_stopped(self) -> None:
-        while self._nvml and not self._stop.wait(SAMPLE_EVERY_S):
-            self._samples.extend(self._nvml.sample(uuid) for uuid in self._uuids)
+        try:
+            while self._nvml and not self._stop.wait(SAMPLE_EVERY_S):
+                self._samples.extend(self._nvml.sample(uuid) for uuid in self._uuids)
+        except DeviceError as error:  # raised on leaving the region: in a thread of its own nobody would see it
+            self._error = error
 
 
 def summarize(
@@ -89,7 +96,7 @@ def summarize(
 ) -> Telemetry:
     """Condense counters and samples of one or more devices.
 
-    Power and energy are summed over the devices, clocks averaged; temperature, memory and shares are those of the worst.
+    Power and energy are summed over the devices, clocks averaged; temperature, memory and shares are the worst's.
     """
     devices = max(len(after), 1)
     readings = samples or [
@@ -100,7 +107,7 @@ def summarize(
     return Telemetry(
         duration_s=duration_s,
         sm_clock_mhz=_mean(sample.sm_clock_mhz for sample in readings),
-        power_w=None if power_w is None else power_w * devices,
+        power_w=None if power_w is None or any(state.power_w is None for state in after) else power_w * devices,
         energy_j=energy_j if duration_s >= ENERGY_FROM_S else None,
         temperature_c=_largest(sample.temperature_c for sample in readings),
         memory_used_bytes=_largest(state.memory_used_bytes for state in after),
@@ -184,7 +191,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _sum(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def _largest(values: Iterable[Number | None]) -> Number | None:

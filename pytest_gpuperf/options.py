@@ -13,14 +13,14 @@ import pytest
 from pytest_gpuperf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pytest_gpuperf.records import Mode
+    from pytest_gpuperf.records import Mode, Status
     from pytest_gpuperf.requirement import GpuRequirement
 
 Policy = Literal["pass", "warn", "fail"]
 DeviceChoice = Literal["auto", "cuda", "cpu"]
 
 MARKERS = (
-    "gpu(count=1, min_vram_gb=0, arch=None, nvlink=False): the devices that the test needs; skipped where there are none",
+    "gpu(count=1, min_vram_gb=0, arch=None, nvlink=False): the devices that the test needs; without them it is skipped",
     "perf(tolerance=None, mode=None): the largest slowdown accepted (0.03 or '3%'), and how to measure",
 )
 
@@ -43,7 +43,7 @@ class Settings:
         inconclusive: What a metric that noise leaves undecided does.
         invalid: What a metric measured on an unwell GPU does.
         strict: All three fail, and so does a pass that the noise makes weak.
-        disable: Measure and record nothing; benchmarked callables run once.
+        disable: Skip the tests that measure.
     """
 
     update: bool
@@ -94,7 +94,7 @@ def add_options(parser: pytest.Parser) -> None:
         ("invalid", "metrics measured while the GPU was unwell"),
     ):
         add(f"--gpuperf-{name}", choices=("pass", "warn", "fail"), help=f"what {subject} do (default: warn)")
-    add("--gpuperf-disable", action="store_true", help="run benchmarked callables once, measure and judge nothing")
+    add("--gpuperf-disable", action="store_true", help="skip the tests that measure")
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -125,6 +125,16 @@ def read_settings(config: pytest.Config) -> Settings:
     )
 
 
+def silent_verdicts(settings: Settings) -> "frozenset[Status]":
+    """Verdicts that are to pass without a word: `pass` is silent where `warn` explains."""
+    policies: dict[Status, Policy] = {
+        "INCOMPARABLE": settings.missing,
+        "INCONCLUSIVE": settings.inconclusive,
+        "INVALID": settings.invalid,
+    }
+    return frozenset(status for status, policy in policies.items() if policy == "pass")
+
+
 def _refuse_contradictions(config: pytest.Config) -> None:
     option = config.getoption
     if option("--gpuperf-device") == "cpu" and option("--gpuperf-require-gpu"):
@@ -133,6 +143,13 @@ def _refuse_contradictions(config: pytest.Config) -> None:
         raise pytest.UsageError("--gpuperf-disable measures nothing that could be recorded. Drop one of the options.")
     if option("--gpuperf-patch") and option("--gpuperf-update"):
         raise pytest.UsageError("--gpuperf-patch writes a patch instead of the baselines. Drop --gpuperf-update.")
+    if option("--gpuperf-disable") and option("--gpuperf-patch"):
+        raise pytest.UsageError("--gpuperf-disable measures nothing that a patch could hold. Drop one of the options.")
+    key = option("--gpuperf-key")
+    if key is not None and not key.strip():
+        raise pytest.UsageError(
+            "--gpuperf-key is empty: is the variable that it comes from set? Name a pool or drop it."
+        )
 
 
 def _reason(text: str | None) -> str | None:
@@ -185,7 +202,7 @@ def criterion_of(item: pytest.Item) -> PerfCriterion:
         if name not in ("mode", "tolerance"):
             raise UsageError(f"Unknown argument {name!r} in @perf of {item.name}. Valid: mode, tolerance.")
     mode, tolerance = mark.kwargs.get("mode"), mark.kwargs.get("tolerance")
-    if mode is not None and mode not in GPU_PLANS:
+    if mode is not None and mode not in tuple(GPU_PLANS):
         raise UsageError(
             f"mode={mode!r} in @perf of {item.name} does not exist. Valid: {', '.join(sorted(GPU_PLANS))}."
         )

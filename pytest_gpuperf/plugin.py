@@ -2,19 +2,27 @@
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import pytest
 
-from pytest_gpuperf.errors import BaselineError, GpuperfError, NotSupported, UsageError
-from pytest_gpuperf.options import MARKERS, Settings, add_options, criterion_of, read_settings, requirement_of
+from pytest_gpuperf.errors import GpuperfError, NotSupported
+from pytest_gpuperf.options import (
+    MARKERS,
+    Settings,
+    add_options,
+    criterion_of,
+    read_settings,
+    requirement_of,
+    silent_verdicts,
+)
 
 if TYPE_CHECKING:  # imported where a test measures: a run without such tests does not pay for them
     from pytest_gpuperf.devices import Device
-    from pytest_gpuperf.machine import Machine
+    from pytest_gpuperf.machine import Machine  # noqa: F401 - in the type of machine_key
     from pytest_gpuperf.monitor import Monitor
     from pytest_gpuperf.recorder import Recorder
     from pytest_gpuperf.records import ClockName, Measurement, Mode, TestKey, TestRecord
@@ -27,6 +35,7 @@ machine_key = pytest.StashKey["Machine"]()
 run_key = pytest.StashKey["Run"]()
 recorder_key = pytest.StashKey["Recorder"]()
 record_key = pytest.StashKey["TestRecord"]()
+deselected_key = pytest.StashKey[bool]()
 
 _FIXTURES = frozenset({"gpu", "gpus", "gpu_benchmark", "gpu_monitor", "perf"})
 _PACKAGE = str(Path(__file__).parent) + os.sep
@@ -103,8 +112,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             criterion_of(item)
         if mine and not config.option.collectonly:
             _read_baselines(run_of(config), mine)
-    except (UsageError, BaselineError) as error:
-        raise pytest.UsageError(str(error)) from None
+    except GpuperfError as error:
+        _refuse_run(config, items, str(error))
+
+
+def _refuse_run(config: pytest.Config, items: list[pytest.Item], message: str) -> None:
+    """Stop before anything runs. A worker of pytest-xdist cannot raise, so it runs nothing and tells the controller."""
+    workeroutput = config.__dict__.get("workeroutput")
+    if workeroutput is None:
+        raise pytest.UsageError(message) from None
+    workeroutput["gpuperf_mistake"] = message
+    items.clear()
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Note that the run is not whole, so that nothing is taken for gone."""
+    for config in {item.config for item in items}:
+        config.stash[deselected_key] = True
+        if "workeroutput" in config.__dict__:
+            config.__dict__["workeroutput"]["gpuperf_deselected"] = True
 
 
 def _read_baselines(run: "Run", items: list[pytest.Item]) -> None:
@@ -265,9 +291,9 @@ def _raise_for_user(error: BaseException) -> NoReturn:
 
     match error:
         case NotSupported():
-            pytest.skip(str(error))
+            raise pytest.skip.Exception(str(error)) from None
         case GpuperfError():
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
         case _:
             raise error.with_traceback(without_frames_of(error, _PACKAGE))
 
@@ -280,7 +306,7 @@ class _as_failure:  # noqa: N801 - reads as the context manager that it is
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, GpuperfError):
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -300,7 +326,7 @@ def pytest_runtest_makereport(
 
 
 def properties(record: "TestRecord") -> list[tuple[str, object]]:
-    """What JUnit shows of a test: `gpuperf.<metric>.value`, `.unit`, `.verdict`, `.change`, `.change_low`, `.change_high`."""
+    """What JUnit shows of a test: `gpuperf.<metric>.value`, `unit`, `verdict`, `change`, `change_low`, `change_high`."""
     rows: list[tuple[str, object]] = []
     for measurement, verdict in zip(record.measurements, record.verdicts, strict=True):
         figures = {
@@ -332,6 +358,15 @@ class ControllerHooks:
         self._config = config
         self._controller: Controller | None = None
         self._seen: set[str] = set()
+        self._mistakes: set[str] = set()
+        self._is_selection = False
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Hear what a worker of pytest-xdist could not raise, or did not run."""
+        output: dict[str, Any] = vars(node).get("workeroutput") or {}  # none after a crash
+        self._mistakes |= {output["gpuperf_mistake"]} if "gpuperf_mistake" in output else set()
+        self._is_selection |= bool(output.get("gpuperf_deselected"))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Put what arrives on disk at once."""
@@ -349,12 +384,15 @@ class ControllerHooks:
         if self._controller is None:
             from pytest_gpuperf.report.controller import Controller
 
-            self._controller = Controller(self._config.rootpath, self._config.stash[settings_key])
+            settings = self._config.stash[settings_key]
+            self._controller = Controller(self._config.rootpath, settings, silent=silent_verdicts(settings))
         return self._controller
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Close the results and update the baselines; a problem with either is not a pass."""
+        if self._mistakes:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
         if self._controller is None:
             return
         is_interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
@@ -365,11 +403,14 @@ class ControllerHooks:
 
     def _runs_everything(self) -> bool:
         option = self._config.option
-        chosen = (option.keyword, option.markexpr, option.deselect, option.__dict__.get("lf"))
-        return not any(chosen) and not any("::" in argument for argument in self._config.args)
+        chosen = (option.keyword, option.markexpr, option.deselect, vars(option).get("lf"))
+        is_selection = self._is_selection or self._config.stash.get(deselected_key, False)
+        return not is_selection and not any(chosen) and not any("::" in argument for argument in self._config.args)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table."""
+        for mistake in sorted(self._mistakes):
+            terminalreporter.write_line(f"ERROR: {mistake}", red=True)
         if self._controller is None:
             return
         width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width

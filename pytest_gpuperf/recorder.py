@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from types import TracebackType
 
 from pytest_gpuperf.devices import Device
@@ -67,7 +68,7 @@ class Recorder:
         budget_s: Most seconds to measure one metric.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first are keywords, given in one place
         self,
         devices: tuple[Device, ...],
         *,
@@ -107,6 +108,10 @@ class Recorder:
         if not callable(call):
             raise UsageError(f"gpu_benchmark needs a callable without arguments, not {type(call).__name__}.")
         work = _complete(call, work, self._mode)
+        if metric is not None:
+            _check_name(metric)
+        if work.dtype is not None and not isinstance(work.dtype, str):
+            raise UsageError(f"dtype={work.dtype!r} is not the name of a type. Write 'bfloat16', 'float8', ...")
         metric = metric or ("throughput" if work.flop else "bandwidth" if work.bytes_moved else "time")
         self._refuse_second(metric)
         allowed = self._tolerance if tolerance is None else parse_tolerance(tolerance)
@@ -144,12 +149,16 @@ class Recorder:
         Raises:
             UsageError: A wrong argument, or the metric was recorded before.
         """
-        if not isinstance(metric, str) or not metric.strip():
-            raise UsageError(f"The name of a metric is text, not {metric!r}.")
+        _check_name(metric)
         self._refuse_second(metric)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        if not isinstance(unit, str) or not unit.strip():
+            raise UsageError(f"unit={unit!r} of {metric} is not a unit. Write 'tok/s', 'ms', '%', ...")
+        number = _number(value)
+        if number is None:
             raise UsageError(f"{metric} = {value!r} is not a finite number above zero, so it cannot be judged.")
-        base_value, base_unit = to_base(float(value), unit)
+        base_value, base_unit = to_base(number, unit)
+        if not (math.isfinite(base_value) and base_value > 0):
+            raise UsageError(f"{metric} = {value!r} {unit} is not a finite number above zero in {base_unit}.")
         return self._add(
             Measurement(
                 metric=metric,
@@ -191,19 +200,34 @@ class Recorder:
         return measurement
 
 
+def _check_name(metric: object) -> None:
+    if not isinstance(metric, str) or not metric.strip():
+        raise UsageError(f"The name of a metric is text, not {metric!r}.")
+
+
 def _complete(call: object, work: Work, mode: Mode | None) -> Work:
     """Fill in what a workload knows about itself; arguments and the marker win."""
     own = call if isinstance(call, Workload) else None
-    for name, amount in (("flops", work.flop), ("bytes", work.bytes_moved)):
-        if amount is not None and not (isinstance(amount, (int, float)) and math.isfinite(amount) and amount > 0):
-            raise UsageError(f"{name}={amount!r} is not a finite number above zero.")
     return Work(
         kind=work.kind or (own.kind if own else None),
         mode=work.mode or mode or (own.mode if own else None),
-        flop=work.flop or (own.flop if own else None),
-        bytes_moved=work.bytes_moved or (own.bytes_moved if own else None),
+        flop=_amount("flops", own.flop if own and work.flop is None else work.flop),
+        bytes_moved=_amount("bytes", own.bytes_moved if own and work.bytes_moved is None else work.bytes_moved),
         dtype=work.dtype or (own.dtype if own else None),
     )
+
+
+def _amount(name: str, amount: object) -> float | None:
+    number = _number(amount)
+    if amount is not None and number is None:
+        raise UsageError(f"{name}={amount!r} is not a finite number above zero.")
+    return number
+
+
+def _number(value: object) -> float | None:
+    """A finite number above zero as a float, numpy's numbers too, which are no JSON; `None` for anything else."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    return number if math.isfinite(number) and number > 0 else None
 
 
 def _measurement(

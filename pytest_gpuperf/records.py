@@ -169,6 +169,8 @@ class Measurement(Record, frozen=True, kw_only=True):
     def _limit(self, bound: float, *, of: str | None, unit: str | None) -> float | None:
         if of not in (None, "peak"):
             raise UsageError(f"of={of!r} is not something to compare with. Valid: 'peak'.")
+        if of == "peak" and unit is not None:
+            raise UsageError(f"A share of the peak has no unit. Drop unit={unit!r} or of='peak'.")
         if of == "peak":
             return None if self.peak is None else bound * self.peak
         limit, base = to_base(bound, unit or self.unit)
@@ -238,12 +240,14 @@ class BaselineRun(Record, frozen=True, kw_only=True):
         spread: Half the 95 % interval within the run, as a fraction.
         sm_clock_mhz: Mean SM clock while it was measured.
         power_w: Mean power while it was measured.
+        run_id: See `RunInfo.run_id`: a run is recorded once.
     """
 
     value: float
     spread: float | None = None
     sm_clock_mhz: float | None = None
     power_w: float | None = None
+    run_id: str | None = None
 
 
 class Session(Record, frozen=True, kw_only=True):
@@ -362,6 +366,10 @@ class Results(Record, frozen=True, kw_only=True):
     end: RunEnd | None = None
 
 
+class _Schema(msgspec.Struct):
+    schema: int = 0
+
+
 def encode(record: Record) -> bytes:
     """One line of JSON with sorted keys. Non-finite numbers become null, and are then refused when read."""
     return msgspec.json.encode(record, order="sorted")
@@ -376,13 +384,16 @@ def decode_lines(lines: Iterable[bytes]) -> Results:
     decoder = msgspec.json.Decoder(RunInfo | TestRecord | RunEnd)
     complete = [line for line in lines if line.endswith(b"\n")]
     try:
+        # Before everything else, because whatever a newer file holds that is unknown here is no fault of it.
+        if complete and (schema := msgspec.json.decode(complete[0], type=_Schema).schema) > SCHEMA:
+            raise UsageError(f"The results have schema {schema}, this version reads {SCHEMA}. Upgrade.")
         records = [decoder.decode(line) for line in complete]
     except (msgspec.MsgspecError, ValueError) as error:
         raise UsageError(f"Not a results file of pytest-gpuperf: {error}") from None
     if not records or not isinstance(records[0], RunInfo):
         raise UsageError("Not a results file of pytest-gpuperf: its first line does not describe a run.")
-    if records[0].schema > SCHEMA:
-        raise UsageError(f"The results have schema {records[0].schema}, this version reads {SCHEMA}. Upgrade.")
+    if any(isinstance(record, RunInfo) for record in records[1:]):
+        raise UsageError("These are the results of more than one run. Give the file of each run by itself.")
     return Results(
         run=records[0],
         tests=tuple(record for record in records if isinstance(record, TestRecord)),

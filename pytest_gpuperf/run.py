@@ -13,7 +13,7 @@ from pytest_gpuperf.monitor import health
 from pytest_gpuperf.options import PerfCriterion, Policy, Settings
 from pytest_gpuperf.recorder import Recorder
 from pytest_gpuperf.records import BaselineFile, Environment, Measurement, MetricBaseline, TestKey, TestRecord, Verdict
-from pytest_gpuperf.report.terminal import regression_message
+from pytest_gpuperf.report.terminal import baseline_command, regression_message
 from pytest_gpuperf.requirement import GpuRequirement, groups, shortfall
 
 
@@ -137,12 +137,11 @@ class Run:
         assert file is not None, "a regression was judged against a file"
         baseline = file.tests[record.key.test][verdict.metric]
         then = file.environments.get(baseline.sessions[-1].environment)
-        default = self.root / ".gpuperf/results.jsonl"
-        results = None if self.settings.json == default else str(self.settings.json)
-        return regression_message(record, verdict, baseline, then, results=results)
+        accept = baseline_command("accept", self.settings.baselines, self.settings.json)
+        return regression_message(record, verdict, baseline, then, accept=accept)
 
 
-def judge_one(  # noqa: PLR0913 - see judge
+def judge_one(
     key: TestKey,
     measurement: Measurement,
     file: BaselineFile | None,

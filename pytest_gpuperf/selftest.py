@@ -78,6 +78,7 @@ def _run(suite: Path, device: str, planted: float, *options: str) -> Outcome:
 
 def is_proven(outcomes: list[Outcome]) -> bool:
     """Whether the same code was not red, and the largest slowdown was caught in every test."""
-    same = [verdict.status for verdict in outcomes[0].verdicts.values()]
-    largest = [verdict.status for verdict in outcomes[-1].verdicts.values()]
-    return "REGRESSED" not in same and set(largest) == {"REGRESSED"}
+    same = {verdict.status for verdict in outcomes[0].verdicts.values()}
+    largest = {verdict.status for verdict in outcomes[-1].verdicts.values()}
+    is_complete = all(outcome.verdicts.keys() == outcomes[0].verdicts.keys() for outcome in outcomes)
+    return is_complete and same <= {"PASS", "IMPROVED", "INCONCLUSIVE"} and largest == {"REGRESSED"}

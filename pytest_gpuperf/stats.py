@@ -14,6 +14,10 @@ _EXACT_RANKS_UP_TO = 100
 _FRACTION_TERMS = 100
 
 
+#: Equal to no visit that a session names.
+_NEW_VISIT = object()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
     """An estimate and the ends of its confidence interval."""
@@ -202,7 +206,7 @@ def predict(
     *,
     device_group: Hashable,
     current_runs: int,
-    visit: Hashable = object(),  # equal to no other
+    visit: Hashable = _NEW_VISIT,
 ) -> Prediction:
     """Predict the mean of new runs on a given device from the sessions so far.
 

@@ -73,7 +73,7 @@ class Plan(Record, frozen=True, kw_only=True):
 _SUSTAINED = Plan(warmup_s=2.0, warmup_limit_s=3.0, measure_s=3.0, measure_limit_s=4.0, precision=0.005, period_s=1.0)
 _COLD = Plan(warmup_s=0.3, warmup_limit_s=0.6, measure_s=0.7, measure_limit_s=2.0, precision=0.001)
 _HOT = Plan(warmup_s=0.4, warmup_limit_s=1.0, measure_s=0.8, measure_limit_s=2.0, precision=0.002, block_s=0.01)
-#: Under a large GEMM the power controller of an H100 swings the clock by ±6 % with a period of one second, slowly damped.
+#: Under a large GEMM the power controller of an H100 swings the clock by ±6 % with a period of one second, damped slowly.
 #: Whole seconds average it out: means of 3 s repeat within 0.4 %, where the median of the calls moves by 4 %.
 GPU_PLANS: dict[Mode, Plan] = {"sustained": _SUSTAINED, "cold": _COLD, "hot": _HOT}
 _CPU_PLAN = Plan(warmup_s=0.2, warmup_limit_s=0.5, measure_s=0.5, measure_limit_s=1.5, precision=0.02, block_s=0.02)
@@ -185,13 +185,17 @@ def measure(
         plan=plan,
         stopwatch=stopwatch,
     )
-    if method.clock == "cuda-events" and estimate.host_s > 0.9 * timing.value_s:
-        note = (
-            f"host-bound: the CPU needs {format_value(estimate.host_s, 's')} to launch "
-            f"what the GPU does in {format_value(estimate.device_s, 's')}"
-        )
-        return msgspec.structs.replace(timing, unstable=note)
-    return timing
+    return _with_host_bound(timing, estimate) if method.clock == "cuda-events" else timing
+
+
+def _with_host_bound(timing: Timing, estimate: Estimate) -> Timing:
+    if estimate.host_s <= 0.9 * timing.value_s:
+        return timing
+    note = (
+        f"host-bound: the CPU needs {format_value(estimate.host_s, 's')} to launch "
+        f"what the GPU does in {format_value(estimate.device_s, 's')}"
+    )
+    return msgspec.structs.replace(timing, unstable="; ".join(filter(None, (note, timing.unstable))))
 
 
 def choose_method(
@@ -215,6 +219,8 @@ def choose_method(
         raise UsageError(f"clock={clock!r} does not exist on this device. Valid: {', '.join(available)}.")
     if clock == "cuda-graph" and mode == "cold":
         raise UsageError("mode='cold' times single calls and cannot use clock='cuda-graph'. Drop one of them.")
+    if clock == "cuda-graph" and mode is None:
+        mode = prefer.mode if prefer and prefer.clock == "cuda-graph" else "hot"
     near = GRAPH_BELOW_S / KEEP_CLOCK_FACTOR <= estimate.device_s <= GRAPH_BELOW_S * KEEP_CLOCK_FACTOR
     if prefer and near and prefer.clock in available and prefer.mode in stopwatch.plans:
         mode, clock = mode or prefer.mode, clock or prefer.clock
@@ -286,7 +292,7 @@ def _sample(
         interval = _interval(samples_s, method, periods=elapsed_s / plan.period_s)
         if elapsed_s >= plan.measure_limit_s or relative_half_width(interval) <= plan.precision:
             return samples_s, interval
-        check_s = elapsed_s + plan.period_s
+        check_s = min(elapsed_s + plan.period_s, plan.measure_limit_s)
 
 
 def _interval(samples_s: list[float], method: Method, periods: float) -> Interval:
@@ -350,7 +356,7 @@ class WallStopwatch:
             call()
             yield time.perf_counter() - start_s
 
-    def graph(self, call: Call, calls: int) -> Call | None:
+    def graph(self, call: Call, calls: int) -> Call | None:  # noqa: ARG002 - the protocol's
         """There are no graphs on a CPU."""
         return None
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import pkgutil
 import re
 import sys
 from collections.abc import Mapping
@@ -11,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import pytest_gpuperf
 from pytest_gpuperf import cli
 from pytest_gpuperf.baseline_file import list_files, read
 from pytest_gpuperf.records import BaselineFile, Results, Verdict
 from pytest_gpuperf.report.results import read_results
 
-#: pytester forgets what an inner run imported, and numpy cannot be imported twice.
-importlib.import_module("numpy")
+# pytester forgets what an inner run imported: it costs time again and again, and numpy cannot be imported twice.
+for _module in pkgutil.walk_packages(pytest_gpuperf.__path__, "pytest_gpuperf."):
+    importlib.import_module(_module.name)
+for _name in ("numpy", "filelock"):
+    importlib.import_module(_name)
 
 #: A machine with one H100, on which a callable's return value is the time that it took in seconds.
 FAKE_H100 = """
@@ -36,8 +41,12 @@ import pytest
 TIME_S = float(os.environ.get("TIME_S", "1e-3"))
 """
 
-#: Without plugins that have nothing to do here; hypothesis alone would double the time of a run.
-_QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+#: Without plugins that have nothing to do here: hypothesis would double the time of a run by its import, and
+#: unraisableexception by collecting this process's garbage five times.
+_QUICK = ("-p", "no:hypothesispytest", "-p", "no:unraisableexception")
+
+#: Variables by which pytest-benchmark believes to be under xdist, when it is these tests that are.
+_OF_A_WORKER = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
 
 #: One test with one kernel of a millisecond, unless the variable TIME_S says otherwise.
 KERNEL = """
@@ -59,6 +68,7 @@ class Suite:
         options: Options of every run.
         environment: Variables of every run.
         is_subprocess: Start a process of its own, instead of running inside this one.
+        has_cache: Keep what --stepwise and --last-failed need.
     """
 
     files: Mapping[str, str] = field(default_factory=lambda: {"test_suite.py": KERNEL})
@@ -66,6 +76,7 @@ class Suite:
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     is_subprocess: bool = False
+    has_cache: bool = False
 
     def with_options(self, *options: str) -> "Suite":
         """The same suite, started with more options."""
@@ -87,7 +98,10 @@ class Suite:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
-            return start(*_QUICK, *self.options, *options)
+            for name in _OF_A_WORKER:
+                patch.delenv(name, raising=False)
+            cache = () if self.has_cache else ("-p", "no:cacheprovider")
+            return start(*_QUICK, *cache, *self.options, *options)
 
     def record(self, pytester: pytest.Pytester, *options: str) -> "Suite":
         """Run once and make what was measured the baselines."""

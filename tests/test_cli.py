@@ -68,7 +68,9 @@ def test_command_without_arguments_explains_itself(arguments: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("arguments", [(), ("baseline",)], ids=["none", "baseline"])
-@pytest.mark.xfail(strict=True, reason="the help is followed by an error without a message: `gpuperf:  Try: gpuperf --help`")
+@pytest.mark.xfail(
+    strict=True, reason="the help is followed by an error without a message: `gpuperf:  Try: gpuperf --help`"
+)
 def test_command_without_arguments_is_no_empty_error(arguments: tuple[str, ...]) -> None:
     assert "gpuperf:  Try" not in gpuperf(*arguments).errors
 

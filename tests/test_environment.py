@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pytest_gpuperf.devices import Device, find_devices
-from pytest_gpuperf.environment import collect, git_commit, hardware_differences, version_differences, visit_id
+from pytest_gpuperf.environment import collect, git_commit, version_differences, visit_id
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.records import Hardware
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
@@ -56,31 +56,6 @@ def test_versions_are_read_without_importing_torch() -> None:
         "collect([cpu_device()], driver=None, cuda=None); assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_same_hardware_has_no_differences() -> None:
-    almost = msgspec.structs.replace(H100, memory_bytes=85_000_000_000)
-    assert hardware_differences(H100, almost) == ()
-    assert hardware_differences(Hardware(name="cpu"), Hardware(name="cpu")) == ()
-
-
-def test_every_difference_of_the_hardware_is_named() -> None:
-    now = Hardware(name="NVIDIA H200", count=2, memory_bytes=150_800_000_000, power_limit_w=500.0, is_mig=True)
-    assert hardware_differences(now, H100) == (
-        "device NVIDIA H200, baseline NVIDIA H100 80GB HBM3",
-        "2 devices, baseline 1",
-        "memory 150.8 GB, baseline 85.52 GB",
-        "power limit 500 W, baseline 700 W",
-        "a MIG instance, baseline a whole GPU",
-    )
-
-
-def test_what_is_known_on_one_side_only_is_a_difference() -> None:
-    unknown = msgspec.structs.replace(H100, power_limit_w=None, memory_bytes=None)
-    assert hardware_differences(unknown, H100) == (
-        "memory unknown, baseline 85.52 GB",
-        "power limit unknown, baseline 700 W",
-    )
 
 
 def test_versions_that_changed_are_named_the_likeliest_cause_first() -> None:

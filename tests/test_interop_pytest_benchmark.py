@@ -114,7 +114,12 @@ def test_its_compare_command_reads_two_runs(pytester: pytest.Pytester) -> None:
     suite = Suite(options=("--benchmark-autosave",))
     suite.run(pytester, "--benchmark-save=before")
     suite.slower().run(pytester, "--benchmark-save=after")
-    command = [Path(sys.executable).with_name("pytest-benchmark"), "compare", "--columns=min,median", "--sort=name"]
+    command = [
+        str(Path(sys.executable).with_name("pytest-benchmark")),
+        "compare",
+        "--columns=min,median",
+        "--sort=name",
+    ]
     done = subprocess.run(command, cwd=pytester.path, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ NAMES = {
     "nul": "a\0b",
     "newline": "a\nb",
     "surrogate": "\udc80",
-    "quotes": "it's \"quoted\" $(id) `id`",
+    "quotes": 'it\'s "quoted" $(id) `id`',
     "brackets": "a]b[c",
     "separator": "a::b",
     "empty": "",
@@ -67,11 +67,11 @@ def test_kernel(gpu_benchmark, value):
     assert list(statuses_of(pytester).values()) == ["REGRESSED"]
 
 
-@pytest.mark.parametrize("name", ["größe-日本", "\u202eabc", "a\nb", "a\tb"], ids=["unicode", "turned", "newline", "tab"])
+@pytest.mark.parametrize(
+    "name", ["größe-日本", "\u202eabc", "a\nb", "a\tb"], ids=["unicode", "turned", "newline", "tab"]
+)
 def test_id_that_pytest_does_not_escape_compares_too(pytester: pytest.Pytester, name: str) -> None:
-    pytester.makeini(
-        "[pytest]\ndisable_test_id_escaping_and_forfeit_all_rights_to_community_support = true"
-    )
+    pytester.makeini("[pytest]\ndisable_test_id_escaping_and_forfeit_all_rights_to_community_support = true")
     source = f"""
 @pytest.mark.parametrize("value", [1], ids=[{name!a}])
 def test_kernel(gpu_benchmark, value):
@@ -170,7 +170,9 @@ def test_run_of_a_part_deletes_nothing(pytester: pytest.Pytester, options: tuple
     assert bytes_of_baselines(pytester) == before
 
 
-@pytest.mark.xfail(strict=True, reason="only pytest's own options count as a selection: a conftest's or --sw's does not")
+@pytest.mark.xfail(
+    strict=True, reason="only pytest's own options count as a selection: a conftest's or --sw's does not"
+)
 def test_run_of_which_a_conftest_deselected_a_part_deletes_nothing(pytester: pytest.Pytester) -> None:
     suite = Suite(files={"test_suite.py": TWO}).record(pytester)
     deselecting = """
@@ -188,14 +190,21 @@ def pytest_collection_modifyitems(config, items):
 @pytest.mark.xfail(strict=True, reason="--stepwise deselects what passed before, and that is then called unused")
 def test_stepwise_run_deletes_nothing(pytester: pytest.Pytester) -> None:
     suite = Suite(files={"test_suite.py": TWO}).record(pytester)
-    failing = Suite(files={"test_suite.py": f"{TWO}    assert os.environ.get('MENDED')\n"})
-    failing.run(pytester, "-p", "cacheprovider", "--stepwise")
-    mended = Suite(files=failing.files, environment={"MENDED": "1"})
-    mended.run(pytester, "-p", "cacheprovider", "--stepwise").assert_outcomes(passed=1, deselected=1)
+    files = {"test_suite.py": f"{TWO}    assert os.environ.get('MENDED')\n"}
+    Suite(files=files, has_cache=True).run(pytester, "--stepwise").assert_outcomes(passed=1, failed=1)
+    mended = Suite(files=files, has_cache=True, environment={"MENDED": "1"})
+    mended.run(pytester, "--stepwise").assert_outcomes(passed=1, deselected=1)
     gpuperf("baseline", "prune")
 
     assert len(recorded_tests(pytester)) == 2
     assert suite.run(pytester, "--gpuperf-strict").ret == 0
+
+
+def test_last_failed_run_of_nothing_that_failed_deletes_nothing(pytester: pytest.Pytester) -> None:
+    suite = Suite(files={"test_suite.py": TWO}, has_cache=True).record(pytester)
+    suite.run(pytester, "--last-failed", "--gpuperf-update")
+
+    assert gpuperf("baseline", "prune").code == 1
 
 
 def test_run_that_stopped_at_the_first_failure_deletes_nothing(pytester: pytest.Pytester) -> None:
@@ -281,7 +290,7 @@ def _replaced_by_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:200]), "is not a sound baseline"),
     "empty": (lambda path: path.write_bytes(b""), "is not a sound baseline"),
     "not JSON": (lambda path: path.write_text("<html>"), "is not a sound baseline"),
@@ -310,7 +319,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize(("damage", "text"), DAMAGE.values(), ids=DAMAGE)
 def test_damaged_file_is_named_and_nothing_runs(
-    pytester: pytest.Pytester, damage: Callable[[Path], None], text: str
+    pytester: pytest.Pytester, damage: Callable[[Path], object], text: str
 ) -> None:
     suite = Suite(files={"test_suite.py": f"{KERNEL}\ndef test_beside(): open('something-ran', 'w').close()"})
     suite.record(pytester)

@@ -55,7 +55,10 @@ def assert_usage_error(pytester: pytest.Pytester, result: pytest.RunResult, *tex
 @pytest.mark.parametrize(
     ("marker", "texts"),
     [
-        ("gpu(vram=40)", ("Unknown argument 'vram' in @gpu of test_kernel", "Valid: arch, count, min_vram_gb, nvlink.")),
+        (
+            "gpu(vram=40)",
+            ("Unknown argument 'vram' in @gpu of test_kernel", "Valid: arch, count, min_vram_gb, nvlink."),
+        ),
         ("gpu(Count=2)", ("'Count'", "Valid: arch, count, min_vram_gb, nvlink.")),
         ("gpu(40)", ("test_kernel", "arch, count, min_vram_gb, nvlink")),
         ("gpu(count='2')", ("count='2'", "test_kernel", "a whole number of GPUs")),
@@ -303,7 +306,9 @@ def test_what_a_cpu_cannot_be_is_skipped_on_it(pytester: pytest.Pytester, marker
     result = on_cpu(marker).run(pytester)
 
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines([f"SKIPPED*test_kernel: *{marker}, which needs a GPU, and this run measures on the CPU *"])
+    result.stdout.fnmatch_lines(
+        [f"SKIPPED*test_kernel: *{marker}, which needs a GPU, and this run measures on the CPU *"]
+    )
 
 
 def test_memory_on_the_cpu_is_its_ram(pytester: pytest.Pytester) -> None:

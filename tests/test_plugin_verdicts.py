@@ -128,9 +128,7 @@ def test_matmul(gpu_benchmark):
     result = Suite(files={"test_suite.py": source}).run(pytester)
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
-        ["*throughput is 500.0 TFLOP/s, below the floor of 593.* TFLOP/s (60 % of the peak)*"]
-    )
+    result.stdout.fnmatch_lines(["*throughput is 500.0 TFLOP/s, below the floor of 593.* TFLOP/s (60 % of the peak)*"])
 
 
 # A slowdown
@@ -423,7 +421,10 @@ class TestB:
     suite = Suite(files={"test_suite.py": source}).record(pytester)
     suite.slower().run(pytester)
 
-    assert recorded_tests(pytester) == ["test_suite.py::TestA::test_kernel", "test_suite.py::TestB::TestInner::test_kernel"]
+    assert recorded_tests(pytester) == [
+        "test_suite.py::TestA::test_kernel",
+        "test_suite.py::TestB::TestInner::test_kernel",
+    ]
     assert statuses_of(pytester) == {
         "TestA::test_kernel time": "REGRESSED",
         "TestB::TestInner::test_kernel time": "PASS",

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_gpuperf.errors import UsageError
@@ -109,6 +109,7 @@ def test_every_record_that_is_written_is_among_those_tried() -> None:
     assert {kind.__name__ for kind in written} - {type(record).__name__ for record in EVERY_RECORD} == {"Results"}
 
 
+@settings(deadline=None)
 @given(
     value=st.floats(1e-300, 1e300),
     kind=st.sampled_from(get_args(Kind)),

@@ -21,9 +21,7 @@ def empty(*options: str) -> Suite:
 
 
 @pytest.mark.parametrize("options", [("--collect-only",), ()], ids=["collecting", "running"])
-def test_run_that_measures_nothing_imports_nothing_heavy(
-    pytester: pytest.Pytester, options: tuple[str, ...]
-) -> None:
+def test_run_that_measures_nothing_imports_nothing_heavy(pytester: pytest.Pytester, options: tuple[str, ...]) -> None:
     result = empty().run(pytester, *options)
 
     assert result.ret == 0

@@ -11,24 +11,24 @@ from pytest_gpuperf.baseline_patch import git_patch
 from pytest_gpuperf.baselines import Change, Entry
 from pytest_gpuperf.environment import git_top
 from pytest_gpuperf.errors import GpuperfError
-from pytest_gpuperf.records import TestRecord
+from pytest_gpuperf.records import Status, TestRecord
 from pytest_gpuperf.report.results import ResultsWriter
-from pytest_gpuperf.report.terminal import Line, command, notes, table
+from pytest_gpuperf.report.terminal import Line, baseline_command, notes, table
 
 
 class Orders(Protocol):
     """What the options say about the files: see `options.Settings`."""
 
     @property
-    def json(self) -> Path: ...  # noqa: D102
+    def json(self) -> Path: ...
     @property
-    def baselines(self) -> Path: ...  # noqa: D102
+    def baselines(self) -> Path: ...
     @property
-    def update(self) -> bool: ...  # noqa: D102
+    def update(self) -> bool: ...
     @property
-    def accept(self) -> str | None: ...  # noqa: D102
+    def accept(self) -> str | None: ...
     @property
-    def patch(self) -> Path | None: ...  # noqa: D102
+    def patch(self) -> Path | None: ...
 
 
 class Controller:
@@ -37,9 +37,10 @@ class Controller:
     Args:
         root: pytest's root folder.
         orders: Where results, baselines and patch go, and what to do with the baselines at the end.
+        silent: Verdicts that the report does not explain.
     """
 
-    def __init__(self, root: Path, orders: Orders) -> None:
+    def __init__(self, root: Path, orders: Orders, *, silent: Collection[Status] = ()) -> None:
         self.writer = ResultsWriter(orders.json, root)
         self.problems: list[str] = []
         self._root = root
@@ -47,6 +48,7 @@ class Controller:
         self._update = orders.update
         self._accept = orders.accept
         self._patch = orders.patch
+        self._silent = silent
         self._seen: frozenset[str] = frozenset()
         self._changes: tuple[Change, ...] = ()
         self._unused: tuple[Entry, ...] = ()
@@ -62,7 +64,8 @@ class Controller:
         try:
             self.writer.add(record)
         except OSError as error:
-            self.problems.append(f"The results could not be written to {self.writer.path}: {error.strerror}.")
+            problem = f"The results could not be written to {self.writer.path}: {error.strerror}."
+            self.problems += [] if problem in self.problems else [problem]
         return record
 
     def end(self, seen: Collection[str], *, is_whole: bool, is_interrupted: bool) -> None:
@@ -87,17 +90,24 @@ class Controller:
 
     def lines(self, width: int, gpu_problem: str | None) -> list[Line]:
         """The report: why there was no GPU, table, notes, what happened to the baselines, problems."""
-        will_record = self._update or self._accept is not None or self._patch is not None
+        is_recording = self._update or self._accept is not None or self._patch is not None
+        record_command = None if is_recording else self._command("record")
         lines = [Line(text=f"Measured on the CPU: {gpu_problem}", colour="yellow")] if gpu_problem else []
-        lines += [*table(self.records, width=width), *notes(self.records, will_record=will_record)]
+        lines += [
+            *table(self.records, width=width),
+            *notes(self.records, record_command=record_command, silent=self._silent),
+        ]
         lines += self._change_lines()
         if self._unused:
             names = ", ".join(f"{key.test} {metric}" for key, metric in self._unused[:3])
             more = f" and {len(self._unused) - 3} more" if len(self._unused) > 3 else ""
             lines.append(
-                Line(text=f"Unused baselines: {names}{more}. Delete with:  {command()} baseline prune", colour="yellow")
+                Line(text=f"Unused baselines: {names}{more}. Delete with:  {self._command('prune')}", colour="yellow")
             )
         return lines + [Line(text=problem, colour="red") for problem in self.problems]
+
+    def _command(self, action: str) -> str:
+        return baseline_command(action, self._baselines_root, self.writer.path)
 
     def _find_unused(self) -> tuple[Entry, ...]:
         entries: list[Entry] = []

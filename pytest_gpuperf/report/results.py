@@ -22,6 +22,7 @@ class ResultsWriter:
         now = datetime.now(UTC)
         self.path = path
         self.tests: list[TestRecord] = []
+        self._is_begun = False
         self._root = root
         self._now = now
         self._run: RunInfo | None = None
@@ -45,25 +46,30 @@ class ResultsWriter:
         Raises:
             OSError: The file cannot be written.
         """
-        if not self.tests:
+        self.tests.append(record)
+        if not self._is_begun:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
             if self.path.parent.name == ".gpuperf":
                 (self.path.parent / ".gitignore").write_text("*\n")
             self._append(self.run)
-        self.tests.append(record)
+            self._is_begun = True
         self._append(record)
 
     def end(self, tests: tuple[str, ...], *, is_whole: bool) -> None:
         """Append the last line, if anything was written at all."""
-        if self.tests:
+        if self._is_begun:
             self._append(RunEnd(tests=tests, is_whole=is_whole))
 
     def _append(self, record: Record) -> None:
-        with self.path.open("ab") as file:
-            file.write(encode(record) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                file.write(encode(record) + b"\n")
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)  # half a line would spoil the next one
+                raise
 
 
 def read_results(path: Path) -> Results:
@@ -75,6 +81,8 @@ def read_results(path: Path) -> Results:
     try:
         with path.open("rb") as file:
             return decode_lines(file)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise UsageError(f"No results at {path}. Run pytest first, or name the file with --results.") from None
     except OSError as error:

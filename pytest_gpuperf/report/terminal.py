@@ -4,13 +4,22 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pytest_gpuperf.environment import version_differences
 from pytest_gpuperf.judge import tolerance_warning
-from pytest_gpuperf.records import Environment, Measurement, MetricBaseline, Record, Telemetry, TestRecord, Verdict
+from pytest_gpuperf.records import (
+    Environment,
+    Measurement,
+    MetricBaseline,
+    Record,
+    Status,
+    Telemetry,
+    TestRecord,
+    Verdict,
+)
 from pytest_gpuperf.units import format_percent, format_value
 
 Colour = Literal["red", "green", "yellow", "cyan"]
@@ -41,15 +50,27 @@ def command(name: str = "gpuperf") -> str:
     return os.path.relpath(beside)
 
 
+def baseline_command(action: str, baselines_root: Path, results: Path) -> str:
+    """`gpuperf baseline ACTION` as it works from the current folder, with the options that differ from the defaults."""
+    options = ""
+    for name, path, default in (
+        ("baselines", baselines_root, Path("baselines")),
+        ("results", results, Path(".gpuperf/results.jsonl")),
+    ):
+        if path != default.absolute():
+            options += f" --{name} {shlex.quote(os.path.relpath(path))}"
+    return f"{command()} baseline {action}{options}"
+
+
 def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
     """One row a metric, grouped by test function; reads well from 80 columns on.
 
     Columns: value, share of the hardware's peak, baseline, change (+ is slower) with half its 95 % interval, smallest
     slowdown that this test can see, verdict.
     """
-    labels = {id(verdict): _label(record, verdict.metric) for record in records for verdict in record.verdicts}
-    longest = max((len(label) for label in labels.values()), default=0)
-    name_width = min(max(longest, 12), max(width - 66, 14))
+    longest = max((len(_label(record, v.metric)) for record in records for v in record.verdicts), default=0)
+    verdict_width = max([7, *(len(_status(v)) for record in records for v in record.verdicts)])
+    name_width = min(max(longest, 12), max(width - 55 - verdict_width, 11))  # 55: the columns in between
     lines = [Line(text=_row(name_width, "", "value", "peak", "baseline", "change", "sees", "verdict"))]
     functions: dict[str, list[TestRecord]] = {}  # workers finish in any order
     for record in records:
@@ -58,7 +79,9 @@ def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
         lines.append(Line(text=function))
         for record in group:
             by_metric = {measurement.metric: measurement for measurement in record.measurements}
-            lines += [_verdict_row(labels[id(v)], name_width, by_metric[v.metric], v) for v in record.verdicts]
+            lines += [
+                _verdict_row(_label(record, v.metric), name_width, by_metric[v.metric], v) for v in record.verdicts
+            ]
     return lines
 
 
@@ -72,7 +95,6 @@ def _label(record: TestRecord, metric: str) -> str:
 def _verdict_row(label: str, name_width: int, measurement: Measurement, verdict: Verdict) -> Line:
     unstable = "~" if measurement.unstable else ""
     fraction = measurement.fraction_of_peak
-    status = verdict.status + (" low power" if verdict.is_low_power else "")
     text = _row(
         name_width,
         label,
@@ -81,9 +103,13 @@ def _verdict_row(label: str, name_width: int, measurement: Measurement, verdict:
         _baseline_number(measurement, verdict),
         _change(verdict),
         "-" if verdict.minimum_detectable_effect is None else format_percent(verdict.minimum_detectable_effect),
-        status,
+        _status(verdict),
     )
     return Line(text=text, colour=_COLOURS[verdict.status])
+
+
+def _status(verdict: Verdict) -> str:
+    return verdict.status + (" low power" if verdict.is_low_power else "")
 
 
 def _row(name_width: int, *cells: str) -> str:
@@ -114,7 +140,7 @@ def _change(verdict: Verdict) -> str:
 
 
 def regression_message(
-    record: TestRecord, verdict: Verdict, baseline: MetricBaseline, then: Environment | None, *, results: str | None
+    record: TestRecord, verdict: Verdict, baseline: MetricBaseline, then: Environment | None, *, accept: str
 ) -> str:
     """Say in at most ten lines what got slower, by how much, what the GPU did, what changed, and how to accept it.
 
@@ -123,16 +149,17 @@ def regression_message(
         verdict: A REGRESSED one of it.
         baseline: What it was compared with.
         then: Environment of the baseline's last session.
-        results: Path of the results file, where it is not the default.
+        accept: Command that accepts the value, up to the test.
     """
     measurement = next(m for m in record.measurements if m.metric == verdict.metric)
     differences = version_differences(record.environment.versions, then.versions) if then else ()
-    option = f" --results {shlex.quote(results)}" if results else ""
+    unit = measurement.unit
+    slower = "slower" if unit in ("s", "s/tok", "s/req") or unit.endswith("/s") else "worse"
     rows = [
-        f"{record.key.test} got slower on {record.environment.hardware.name}",
+        f"{record.key.test} got {slower} on {record.environment.hardware.name}",
         f"  {measurement.metric}: {format_value(measurement.value, measurement.unit)}, "
         f"baseline {format_value(verdict.baseline_value or 0.0, measurement.unit)}",
-        f"  slower by {format_percent(verdict.change or 0.0)}, 95 % interval "
+        f"  {slower} by {format_percent(verdict.change or 0.0)}, 95 % interval "
         f"{format_percent(verdict.change_low or 0.0)} to {format_percent(verdict.change_high or 0.0)}, "
         f"tolerance {format_percent(verdict.tolerance)}",
         f"  {_then_and_now(measurement.telemetry, baseline)}",
@@ -140,10 +167,12 @@ def regression_message(
     ]
     others = [v for v in record.verdicts if v.status == "REGRESSED" and v.metric != verdict.metric]
     if others:
-        rows.append("  also slower: " + "; ".join(f"{v.metric} by {format_percent(v.change or 0.0)}" for v in others))
+        rows.append(
+            f"  also {slower}: " + "; ".join(f"{v.metric} by {format_percent(v.change or 0.0)}" for v in others)
+        )
     if measurement.unstable:
         rows.append(f"  unstable: {measurement.unstable}")
-    rows.append(f"  accept it: {command()} baseline accept --reason WHY{option} {shlex.quote(str(record.key))}")
+    rows.append(f"  accept it: {accept} --reason WHY {shlex.quote(str(record.key))}")
     return "\n".join(rows)
 
 
@@ -152,17 +181,25 @@ def _then_and_now(telemetry: Telemetry | None, baseline: MetricBaseline) -> str:
     runs = [run for session in baseline.sessions for run in session.runs]
     clocks = [run.sm_clock_mhz for run in runs if run.sm_clock_mhz is not None]
     powers = [run.power_w for run in runs if run.power_w is not None]
-    if telemetry is None or telemetry.sm_clock_mhz is None or telemetry.power_w is None:
+    if telemetry is None or (telemetry.sm_clock_mhz is None and telemetry.power_w is None):
         return "clocks and power: not measured on this device"
     then_clock = f", baseline {sum(clocks) / len(clocks):.0f} MHz" if clocks else ""
     then_power = f", baseline {sum(powers) / len(powers):.0f} W" if powers else ""
     cap = telemetry.power_cap_share
     capped = f"; power-capped {format_percent(cap)} of the time" if cap else ""
-    return f"SM clock {telemetry.sm_clock_mhz:.0f} MHz{then_clock}; power {telemetry.power_w:.0f} W{then_power}{capped}"
+    clock = "SM clock not known" if telemetry.sm_clock_mhz is None else f"SM clock {telemetry.sm_clock_mhz:.0f} MHz"
+    power = "power not known" if telemetry.power_w is None else f"power {telemetry.power_w:.0f} W"
+    return f"{clock}{then_clock}; {power}{then_power}{capped}"
 
 
-def notes(records: Sequence[TestRecord], *, will_record: bool) -> list[Line]:
-    """What the table cannot say: how many were compared, what to do next, which numbers to doubt."""
+def notes(records: Sequence[TestRecord], *, record_command: str | None, silent: Collection[Status] = ()) -> list[Line]:
+    """What the table cannot say: how many were compared, what to do next, which numbers to doubt.
+
+    Args:
+        records: Of a run.
+        record_command: What records new metrics as baselines; `None` where that is being done.
+        silent: Verdicts that are not explained, because the options say to let them pass.
+    """
     pairs = [(record, verdict) for record in records for verdict in record.verdicts]
     compared = [v for _, v in pairs if v.status in ("PASS", "REGRESSED", "IMPROVED", "INCONCLUSIVE")]
     new = [v for _, v in pairs if v.status == "NEW"]
@@ -171,15 +208,16 @@ def notes(records: Sequence[TestRecord], *, will_record: bool) -> list[Line]:
         lines.append(Line(text=f"Nothing was compared: {_tally(pairs)}.", colour="yellow"))
     else:
         lines.append(Line(text=f"{len(compared)} of {len(pairs)} metrics compared: {_tally(pairs)}."))
-    if new and not will_record:
-        lines.append(Line(text=f"Record the new ones as baselines:  {command()} baseline record", colour="cyan"))
+    if new and record_command:
+        lines.append(Line(text=f"Record the new ones as baselines:  {record_command}", colour="cyan"))
     if any(v.is_provisional for v in compared):
         lines.append(
             Line(
                 text="Provisional baselines (under 5 sessions): the usual noise of such metrics decides, not their own."
             )
         )
-    lines += [_detail(record, v) for record, v in pairs if v.status in ("INCONCLUSIVE", "INVALID", "INCOMPARABLE")]
+    explained = {"INCONCLUSIVE", "INVALID", "INCOMPARABLE"} - set(silent)
+    lines += [_detail(record, v) for record, v in pairs if v.status in explained]
     lines += _doubts(records)
     return lines
 
@@ -209,6 +247,8 @@ def _doubts(records: Sequence[TestRecord]) -> list[Line]:
         )
     if any(m.is_peak_computed for _, m in measurements):
         lines.append(Line(text="Peaks are computed upper bounds (clock and SM count): this GPU is not in the table."))
-    warnings = {tolerance_warning(v) for record in records for v in record.verdicts} - {None}
-    lines += [Line(text=str(warning), colour="yellow") for warning in sorted(map(str, warnings))[:3]]
+    warnings = sorted({text for record in records for v in record.verdicts if (text := tolerance_warning(v))})
+    lines += [Line(text=warning, colour="yellow") for warning in warnings[:3]]
+    if len(warnings) > 3:
+        lines.append(Line(text=f"{len(warnings) - 3} more tolerances are far from what noise allows.", colour="yellow"))
     return lines

@@ -1,6 +1,7 @@
 """Work that knows what it costs: callables with their flop, bytes, data type and the way they should be measured."""
 
 import os
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pytest_gpuperf.errors import NotSupported
@@ -55,4 +56,9 @@ def _free_bytes(device: str) -> float:
         import torch
 
         return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
-    return float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")  # MemAvailable counts the page cache, which gives way
+    rows = meminfo.read_text().splitlines() if meminfo.exists() else []
+    available = next((row for row in rows if row.startswith("MemAvailable:")), None)
+    if available is not None:
+        return float(available.split()[1]) * 1024
+    return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")

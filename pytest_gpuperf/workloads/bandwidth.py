@@ -1,7 +1,7 @@
 """Moving bytes: within the device's memory, and between it and the host."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from pytest_gpuperf.errors import NotSupported, UsageError
 from pytest_gpuperf.records import Kind, Mode
@@ -31,7 +31,10 @@ class MemoryBandwidth:
     def __init__(self, direction: Direction, *, size_bytes: int, device: str, slowdown: float = 0.0) -> None:
         import torch
 
-        require_free_memory(2.2 * size_bytes, device=device, what=f"{direction} of {size_bytes / 1e9:.1f} GB")
+        if direction not in get_args(Direction):
+            raise UsageError(f"MemoryBandwidth knows no direction {direction!r}. Valid: copy, read, write.")
+        buffers = 2.2 if direction == "copy" else 1.1
+        require_free_memory(buffers * size_bytes, device=device, what=f"{direction} of {size_bytes / 1e9:.1f} GB")
         elements = size_bytes // 4
         generator = torch.Generator(device).manual_seed(0)
         source = torch.randn(round(elements * (1 + slowdown)), device=device, generator=generator)
@@ -41,8 +44,6 @@ class MemoryBandwidth:
             "read": source.sum,
             "write": lambda: source.fill_(1.0),
         }
-        if direction not in calls:
-            raise UsageError(f"MemoryBandwidth knows no direction {direction!r}. Valid: {', '.join(calls)}.")
         self._call = calls[direction]
         self.bytes_moved: float | None = 4.0 * elements * (2 if direction == "copy" else 1)
 
