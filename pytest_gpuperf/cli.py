@@ -67,8 +67,8 @@ def list_baselines(baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
         gpus = {session.devices for metric in metrics for session in metric.sessions}
         most = max((len(metric.sessions) for metric in metrics), default=0)
         typer.echo(
-            f"{path.relative_to(baselines_root)}: {len(file.tests)} tests, {len(metrics)} metrics, up to {most} sessions "
-            f"on {len(gpus)} device(s), {min(dates, default='-')} to {max(dates, default='-')}"
+            f"{path.relative_to(baselines_root)}: {len(file.tests)} tests, {len(metrics)} metrics, "
+            f"up to {most} sessions on {len(gpus)} device(s), {min(dates, default='-')} to {max(dates, default='-')}"
         )
 
 
@@ -192,7 +192,7 @@ def specs(
 
 @app.command()
 def selftest(device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto") -> int:
-    """Prove that the gate works here: the same code passes, and planted slowdowns of 2, 5 and 10 % are caught or not."""
+    """Prove that the gate works here: the same code passes, planted slowdowns of 2, 5 and 10 % are caught or not."""
     from pytest_gpuperf.selftest import Outcome, is_proven
     from pytest_gpuperf.selftest import selftest as run_selftest
 
@@ -257,7 +257,7 @@ def _chosen(found: Results, tests: list[str] | None) -> list[TestRecord]:
 
 
 def _is_chosen(test: str, names: list[str] | None) -> bool:
-    """Whether a test's id is one of the names, or a name is a module, a part of the test's own name, or its function."""
+    """Whether a test's id is one of the names, or one names its module, its function, or a part of its own name."""
     module, _, own = test.partition("::")
     return not names or any(
         name in (test, module) or test.startswith(f"{name}[") or ("::" not in name and name in own) for name in names

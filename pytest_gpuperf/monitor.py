@@ -1,4 +1,4 @@
-"""Telemetry of a region: counters before and after, a reading every 100 ms between, and what that says of the health."""
+"""Telemetry of a region: counters before and after, a reading every 100 ms between, and what it says of the health."""
 
 import os
 import threading

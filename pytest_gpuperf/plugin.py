@@ -326,7 +326,7 @@ def pytest_runtest_makereport(
 
 
 def properties(record: "TestRecord") -> list[tuple[str, object]]:
-    """What JUnit shows of a test: `gpuperf.<metric>.value`, `unit`, `verdict`, `change`, `change_low`, `change_high`."""
+    """What JUnit shows of a test: `gpuperf.METRIC.value`, `unit`, `verdict`, `change`, `change_low`, `change_high`."""
     rows: list[tuple[str, object]] = []
     for measurement, verdict in zip(record.measurements, record.verdicts, strict=True):
         figures = {

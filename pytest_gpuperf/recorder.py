@@ -226,7 +226,8 @@ def _amount(name: str, amount: object) -> float | None:
 
 def _number(value: object) -> float | None:
     """A finite number above zero as a float, numpy's numbers too, which are no JSON; `None` for anything else."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    is_number = isinstance(value, Real) and type(value) is not bool
+    number = float(value) if is_number else math.nan  # type: ignore[arg-type]  # checked in the line above
     return number if math.isfinite(number) and number > 0 else None
 
 
@@ -264,7 +265,7 @@ def _peak(unit: str, kind: Kind, dtype: str | None, device: Device) -> float | N
     if unit == "FLOP/s":
         return device.peak_flops_per_s.get(dtype) if dtype else None
     if unit == "B/s":
-        return device.pcie_bandwidth_bytes_per_s if kind == "transfer" else device.peak_bandwidth_bytes_per_s
+        return device.pcie_bandwidth_bytes_per_s if kind in ("transfer", "host") else device.peak_bandwidth_bytes_per_s
     return None
 
 

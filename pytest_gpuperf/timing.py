@@ -73,7 +73,7 @@ class Plan(Record, frozen=True, kw_only=True):
 _SUSTAINED = Plan(warmup_s=2.0, warmup_limit_s=3.0, measure_s=3.0, measure_limit_s=4.0, precision=0.005, period_s=1.0)
 _COLD = Plan(warmup_s=0.3, warmup_limit_s=0.6, measure_s=0.7, measure_limit_s=2.0, precision=0.001)
 _HOT = Plan(warmup_s=0.4, warmup_limit_s=1.0, measure_s=0.8, measure_limit_s=2.0, precision=0.002, block_s=0.01)
-#: Under a large GEMM the power controller of an H100 swings the clock by ±6 % with a period of one second, damped slowly.
+#: Under a large GEMM the power controller of an H100 swings the clock by ±6 %, once a second, damped slowly.
 #: Whole seconds average it out: means of 3 s repeat within 0.4 %, where the median of the calls moves by 4 %.
 GPU_PLANS: dict[Mode, Plan] = {"sustained": _SUSTAINED, "cold": _COLD, "hot": _HOT}
 _CPU_PLAN = Plan(warmup_s=0.2, warmup_limit_s=0.5, measure_s=0.5, measure_limit_s=1.5, precision=0.02, block_s=0.02)

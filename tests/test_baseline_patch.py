@@ -82,7 +82,7 @@ def assert_applies(top: Path, root: Path, made: Plan) -> str:
 
 
 def planned(root: Path, *records: TestRecord) -> Plan:
-    return plan(root, replace(RUN, visit="v1"), records, accept_reason=None)
+    return plan(root, replace(RUN, run_id="s", visit="v1"), records, accept_reason=None)
 
 
 def test_a_new_file_is_created(top: Path) -> None:
@@ -101,8 +101,8 @@ def test_a_new_file_is_created(top: Path) -> None:
 def test_a_changed_file_is_changed(top: Path) -> None:
     root = top / "baselines"
     write(root, RUN, [measured()], accept_reason=None)
-    (root / ".gpuperf.lock").unlink()
     commit(top)
+    assert git(top, "ls-files").splitlines() == ["baselines/h100/a.json"]  # no lock, no .gitignore
     patch = assert_applies(top, root, planned(root, measured(value=2.0)))
     assert "--- a/baselines/h100/a.json\n+++ b/baselines/h100/a.json\n@@ " in patch
 
@@ -215,9 +215,9 @@ def test_a_large_baseline_takes_seconds_and_a_run_added_to_it_few_lines(top: Pat
     root = top / "baselines"
     records = [replace(measured(), key=TestKey(module="a.py", test=f"test_{i}")) for i in range(100)]
     for visit in range(10):
-        write(root, replace(RUN, visit=f"v{visit}"), records, accept_reason=None)
+        write(root, replace(RUN, run_id=f"r{visit}", visit=f"v{visit}"), records, accept_reason=None)
     commit(top)
-    made = plan(root, replace(RUN, visit="new"), records, accept_reason=None)
+    made = plan(root, replace(RUN, run_id="new", visit="new"), records, accept_reason=None)
     begun = time.perf_counter()
     patch = git_patch(root, made, top=top)
     assert time.perf_counter() - begun < 5

@@ -77,14 +77,7 @@ def test_the_core_can_be_read_in_one_sitting(capsys: pytest.CaptureFixture[str])
     assert sum(sizes.values()) <= CORE_CEILING
 
 
-def modules_with_one_long_function_known() -> list[object]:
-    known = pytest.mark.xfail(strict=True, reason="measure() has 44 lines of code")
-    return [pytest.param(path, marks=[known] if path.name == "timing.py" else []) for path in modules()]
-
-
-@pytest.mark.parametrize(
-    "path", modules_with_one_long_function_known(), ids=[path.relative_to(PACKAGE).as_posix() for path in modules()]
-)
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_function_is_longer_than_a_screen(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     held = code_lines(source)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_gpuperf import lease as lease_module
 from pytest_gpuperf.devices import Device, find_devices
 from pytest_gpuperf.errors import DeviceError, LeaseTimeout
 from pytest_gpuperf.lease import lease, lock_folder
@@ -137,7 +138,6 @@ def test_a_timeout_names_the_devices_and_their_holder(tmp_path: Path, start: Sta
     assert str(error.value).endswith(f"{test}. Wait for it or end it.")
 
 
-@pytest.mark.xfail(strict=True, reason="trying for a set writes this process down as holder of its free devices")
 def test_a_timeout_for_two_devices_names_the_holder_of_the_one_that_is_held(tmp_path: Path, start: Start) -> None:
     holder = start("1", hold_s=60)
     wait_for_lines(tmp_path, 1)
@@ -185,9 +185,6 @@ def test_the_queue_is_not_held_while_the_device_is(tmp_path: Path) -> None:
         assert held == (B,)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="filelock 4.2 falls back to lock files that outlive their owner, unless told not to"
-)
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_file_system_without_flock_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(descriptor: int, operation: int) -> None:
@@ -203,9 +200,9 @@ def test_a_file_system_without_flock_is_refused(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's runtime folder."""
+    """The folder that all users share, instead of /tmp."""
     monkeypatch.delenv("GPUPERF_LOCK_DIR", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(lease_module, "_SHARED_FOLDER", tmp_path)
     return tmp_path
 
 
@@ -220,15 +217,35 @@ def test_the_folder_that_was_named_is_made_and_used(base: Path, monkeypatch: pyt
         assert (base / "a" / "b" / f"device-{A.uuid_hash}.lock").exists()
 
 
-def test_a_user_has_a_private_folder_in_the_runtime_folder(base: Path) -> None:
+@pytest.mark.parametrize("what", ["file", "folder in a file"])
+def test_a_folder_that_was_named_and_cannot_be_made_is_refused(
+    base: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (base / "a").touch()
+    named = base / "a" if what == "file" else base / "a" / "b"
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", str(named))
+    with pytest.raises(DeviceError) as error:
+        lock_folder()
+    reason = "File exists" if what == "file" else "Not a directory"
+    assert str(error.value) == f"GPUPERF_LOCK_DIR={named} is not a folder to lock in: {reason}."
+
+
+def test_a_user_has_a_private_folder_in_the_shared_one(base: Path) -> None:
     assert lock_folder() == own(base)
     assert stat.S_IMODE(own(base).stat().st_mode) == 0o700
     assert lock_folder() == own(base)
 
 
-def test_without_a_runtime_folder_it_is_in_the_temporary_one(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    monkeypatch.setattr(tempfile, "tempdir", str(base))
+def test_the_shared_folder_is_one_for_every_login() -> None:
+    assert Path("/tmp") == lease_module._SHARED_FOLDER
+
+
+@pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "TMPDIR"])
+def test_a_login_with_folders_of_its_own_locks_where_the_others_do(
+    base: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, str(base / "of this login"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     assert lock_folder() == own(base)
 
 
@@ -250,7 +267,6 @@ def test_a_folder_of_somebody_else_is_refused(base: Path, monkeypatch: pytest.Mo
         lock_folder()
 
 
-@pytest.mark.xfail(strict=True, reason="mkdir(exist_ok=True) raises FileExistsError for what is not a folder")
 @pytest.mark.parametrize("what", ["file", "dangling link"])
 def test_something_else_in_place_of_the_folder_is_refused(base: Path, what: str) -> None:
     if what == "file":
@@ -261,15 +277,7 @@ def test_something_else_in_place_of_the_folder_is_refused(base: Path, what: str)
         lock_folder()
 
 
-@pytest.mark.xfail(strict=True, reason="the parent is not made, and the temporary folder is not tried")
-def test_a_runtime_folder_that_does_not_exist_is_not_used(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "missing"))
-    monkeypatch.setattr(tempfile, "tempdir", str(base))
-    assert lock_folder() == own(base)
-
-
 @pytest.mark.skipif(os.getuid() != 0, reason="needs two users")
-@pytest.mark.xfail(strict=True, reason="lock files and holders are made for one user, even in a folder of many")
 def test_two_users_exclude_each_other_in_the_folder_that_was_named() -> None:
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)

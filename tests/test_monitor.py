@@ -120,7 +120,6 @@ def test_a_gpu_that_is_lost_in_the_region_is_an_error_from_leaving() -> None:
         pass
 
 
-@pytest.mark.xfail(strict=True, reason="an error of the sampling thread goes to threading.excepthook and is lost")
 def test_a_gpu_that_is_lost_while_it_is_sampled_is_an_error_from_leaving() -> None:
     monitor = Monitor(FakeNvml(errors={("sample", 1): LOST}), [UUID])
     with warnings.catch_warnings():
@@ -207,14 +206,12 @@ def test_every_device_of_a_region_is_watched() -> None:
     assert monitor.telemetry.power_w == 200.0
 
 
-@pytest.mark.xfail(strict=True, reason="_sum leaves out what is not known, so half of the energy passes for all of it")
 def test_the_energy_of_two_devices_is_not_known_if_that_of_one_is_not() -> None:
     before = [fake_state(energy_j=0.0), fake_state(energy_j=None)]
     after = [fake_state(energy_j=3000.0), fake_state(energy_j=None)]
     assert summarize(before, after, [], 10.0).energy_j is None
 
 
-@pytest.mark.xfail(strict=True, reason="the mean of what is known is multiplied by the number of devices")
 def test_the_power_of_two_devices_is_not_known_if_that_of_one_is_not() -> None:
     states = [fake_state(power_w=300.0), fake_state(power_w=None)]
     assert summarize(states, states, [], 10.0).power_w is None

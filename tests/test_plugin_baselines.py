@@ -170,9 +170,6 @@ def test_run_of_a_part_deletes_nothing(pytester: pytest.Pytester, options: tuple
     assert bytes_of_baselines(pytester) == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only pytest's own options count as a selection: a conftest's or --sw's does not"
-)
 def test_run_of_which_a_conftest_deselected_a_part_deletes_nothing(pytester: pytest.Pytester) -> None:
     suite = Suite(files={"test_suite.py": TWO}).record(pytester)
     deselecting = """
@@ -187,7 +184,6 @@ def pytest_collection_modifyitems(config, items):
     assert len(recorded_tests(pytester)) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="--stepwise deselects what passed before, and that is then called unused")
 def test_stepwise_run_deletes_nothing(pytester: pytest.Pytester) -> None:
     suite = Suite(files={"test_suite.py": TWO}).record(pytester)
     files = {"test_suite.py": f"{TWO}    assert os.environ.get('MENDED')\n"}
@@ -369,7 +365,6 @@ def test_vandal():
 # The same run twice
 
 
-@pytest.mark.xfail(strict=True, reason="a run carries an id, but a baseline's runs do not: it is added again")
 def test_run_that_was_recorded_is_not_recorded_again(pytester: pytest.Pytester) -> None:
     Suite().run(pytester)
     gpuperf("baseline", "record")
@@ -379,7 +374,6 @@ def test_run_that_was_recorded_is_not_recorded_again(pytester: pytest.Pytester) 
     assert sum(len(session.runs) for session in file.tests["test_kernel"]["time"].sessions) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a run carries an id, but a baseline's runs do not: it is added again")
 def test_run_that_updated_is_not_recorded_again_by_the_command(pytester: pytest.Pytester) -> None:
     Suite().record(pytester)
     gpuperf("baseline", "record")

@@ -251,7 +251,6 @@ def test_kernel(gpu_benchmark, text):
     assert suite.slower().run(pytester).ret == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the accept command does not name --baselines where they are not the default")
 def test_accept_command_works_for_baselines_in_another_folder(pytester: pytest.Pytester) -> None:
     suite = Suite(options=("--gpuperf-baselines", "elsewhere")).record(pytester)
     result = suite.slower().run(pytester)
@@ -262,7 +261,6 @@ def test_accept_command_works_for_baselines_in_another_folder(pytester: pytest.P
     assert suite.slower().run(pytester).ret == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the accept command looks for results and baselines in the current folder")
 def test_accept_command_works_from_a_folder_below_the_root(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,17 @@
 """Under pytest-xdist: the same verdicts, one results file, one writer, readable mistakes."""
 
 import pytest
-from harness import KERNEL, Suite, assert_readable, baselines_of, gpuperf, recorded_tests, results_of, statuses_of
+from harness import (
+    FAKE_H100,
+    KERNEL,
+    Suite,
+    assert_readable,
+    baselines_of,
+    gpuperf,
+    recorded_tests,
+    results_of,
+    statuses_of,
+)
 
 pytest.importorskip("xdist")
 
@@ -103,10 +113,14 @@ def test_worker_that_dies_is_no_pass_and_the_others_are_kept(pytester: pytest.Py
     assert list(statuses_of(pytester)) == ["test_kernel time"]
 
 
-IN_A_WORKER = pytest.mark.xfail(strict=True, reason="a UsageError in a worker is an INTERNALERROR of xdist")
+def assert_usage_error(result: pytest.RunResult, text: str) -> None:
+    """Told once, by the controller, however many workers found it."""
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    [error] = [line for line in result.stdout.lines + result.stderr.lines if line.startswith("ERROR: ")]
+    assert text in error
+    assert_readable(result)
 
 
-@IN_A_WORKER
 @pytest.mark.parametrize(
     ("marker", "text"),
     [
@@ -115,11 +129,27 @@ IN_A_WORKER = pytest.mark.xfail(strict=True, reason="a UsageError in a worker is
     ],
 )
 def test_mistake_in_a_marker_is_readable(pytester: pytest.Pytester, marker: str, text: str) -> None:
-    result = suite_of(f"@pytest.mark.{marker}{KERNEL}").run(pytester, "-n2")
+    beside = "def test_beside(): open('something-ran', 'w').close()\n"
+    result = suite_of(f"@pytest.mark.{marker}{KERNEL}{beside}").run(pytester, "-n2")
 
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert text in result.stdout.str() + result.stderr.str()
-    assert_readable(result)
+    assert_usage_error(result, text)
+    assert not (pytester.path / "something-ran").exists()
+
+
+def test_gpu_that_is_lost_at_collection_is_readable(pytester: pytest.Pytester) -> None:
+    conftest = """
+from pytest_gpuperf.errors import DeviceError
+from pytest_gpuperf.machine import Machine
+from pytest_gpuperf.plugin import machine_key
+from pytest_gpuperf.testing import FakeNvml, FakeStopwatch
+
+def pytest_configure(config):
+    nvml = FakeNvml(errors={("gpus", count): DeviceError("GPU 0 is lost") for count in range(99)})
+    config.stash[machine_key] = Machine("auto", nvml=nvml, make_stopwatch=lambda _: FakeStopwatch())
+"""
+    suite = Suite(files={"test_suite.py": KERNEL}, conftest=conftest, is_subprocess=True)
+
+    assert_usage_error(suite.run(pytester, "-n2"), "GPU 0 is lost")
 
 
 def test_mistake_in_an_option_is_readable(pytester: pytest.Pytester) -> None:
@@ -130,16 +160,27 @@ def test_mistake_in_an_option_is_readable(pytester: pytest.Pytester) -> None:
     assert_readable(result)
 
 
-@IN_A_WORKER
 def test_damaged_baseline_is_readable(pytester: pytest.Pytester) -> None:
     serial(KERNEL).record(pytester)
     path = pytester.path / "baselines/nvidia-h100-80gb-hbm3/test_suite.json"
     path.write_text("damaged")
     result = suite_of(KERNEL).run(pytester, "-n2")
 
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert f"{path} is not a sound baseline" in result.stdout.str() + result.stderr.str()
-    assert_readable(result)
+    assert_usage_error(result, f"{path} is not a sound baseline")
+
+
+def test_run_of_which_a_conftest_deselected_a_part_deletes_nothing(pytester: pytest.Pytester) -> None:
+    serial(GROUPED).record(pytester)
+    deselecting = """
+def pytest_collection_modifyitems(config, items):
+    config.hook.pytest_deselected(items=items[1:])
+    del items[1:]
+"""
+    suite = Suite(files={"test_suite.py": GROUPED}, conftest=FAKE_H100 + deselecting, is_subprocess=True)
+    suite.run(pytester, "-n2").assert_outcomes(passed=1)
+
+    assert gpuperf("baseline", "prune").code == 1
+    assert recorded_tests(pytester) == ["test_suite.py::test_kernel", "test_suite.py::test_other[1]"]
 
 
 def test_one_gpu_is_never_held_by_two_workers(pytester: pytest.Pytester) -> None:

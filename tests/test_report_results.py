@@ -144,7 +144,6 @@ def test_a_killed_run_leaves_results_that_can_be_read(writer: ResultsWriter, pat
     assert results.end is None
 
 
-@pytest.mark.xfail(strict=True, reason="a line that could be written in part only is joined with the next one")
 def test_a_disk_that_was_full_for_a_while_costs_one_record_and_not_all(
     writer: ResultsWriter, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +186,6 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, content: str) -> Non
         read_results(path)
 
 
-@pytest.mark.xfail(strict=True, reason="the message does not say which file it is about")
 def test_a_file_that_is_not_ours_is_named(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.touch()

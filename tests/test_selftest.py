@@ -44,7 +44,6 @@ def test_largest_slowdown_that_one_test_misses_is_no_proof(largest: Status) -> N
 
 
 @pytest.mark.parametrize("same", ["NEW", "INVALID", "INCOMPARABLE"])
-@pytest.mark.xfail(strict=True, reason="nothing was compared with the baseline, and it is called proven")
 def test_same_code_that_was_not_compared_is_no_proof(same: Status) -> None:
     assert not is_proven([outcome(0.0, "PASS", same), outcome(0.1, "REGRESSED", "REGRESSED")])
 
@@ -53,9 +52,22 @@ def test_no_verdicts_are_no_proof() -> None:
     assert not is_proven([outcome(0.0), outcome(0.1)])
 
 
-@pytest.mark.xfail(strict=True, reason="the tests of the first and the last process are not compared")
 def test_test_that_is_missing_from_the_last_process_is_no_proof() -> None:
     assert not is_proven([outcome(0.0, "PASS", "PASS"), outcome(0.1, "REGRESSED")])
+
+
+def test_test_that_is_missing_from_the_first_process_is_no_proof() -> None:
+    assert not is_proven([outcome(0.0, "PASS"), outcome(0.1, "REGRESSED", "REGRESSED")])
+
+
+def test_test_that_is_missing_from_a_process_between_is_no_proof() -> None:
+    outcomes = [outcome(0.0, "PASS", "PASS"), outcome(0.05, "PASS"), outcome(0.1, "REGRESSED", "REGRESSED")]
+
+    assert not is_proven(outcomes)
+
+
+def test_baseline_is_of_three_processes() -> None:
+    assert selftest.BASELINE_RUNS == 3
 
 
 def test_slowdowns_are_planted_in_rising_order() -> None:

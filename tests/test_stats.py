@@ -268,6 +268,56 @@ def test_an_unseen_gpu_adds_the_spread_between_gpus_twice() -> None:
     assert unseen.standard_error**2 == pytest.approx(same.standard_error**2 + 2 * 0.05)
 
 
+@pytest.mark.parametrize(("runs", "current_runs"), [(1, 1), (3, 1), (2, 6)])
+def test_against_its_own_visit_alone_only_what_differs_between_runs_counts(runs: int, current_runs: int) -> None:
+    sessions = [SessionLogs(device_group="a", logs=(1.0,) * runs, visit="v")]
+
+    found = predict(sessions, components(), device_group="a", current_runs=current_runs, visit="v")
+
+    assert found.standard_error**2 == pytest.approx(0.01 * (1 / current_runs + 1 / runs))
+    assert found.expected_log == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("visit", ["w", None])
+def test_another_visit_shares_no_session(visit: str | None) -> None:
+    sessions = [SessionLogs(device_group="a", logs=(1.0,), visit="v"), SessionLogs(device_group="a", logs=(0.0,))]
+    named = [SessionLogs(device_group="a", logs=one.logs, visit=str(i)) for i, one in enumerate(sessions)]
+
+    other = predict(named, components(), device_group="a", current_runs=1, visit=visit)
+
+    assert other == predict(sessions, components(), device_group="a", current_runs=1)
+
+
+def test_the_same_visit_on_another_gpu_shares_no_session() -> None:
+    sessions = [SessionLogs(device_group="a", logs=(1.0,), visit="v")]
+
+    there = predict(sessions, components(), device_group="b", current_runs=1, visit="v")
+
+    assert there == predict(sessions, components(), device_group="b", current_runs=1)
+
+
+def test_the_session_of_the_same_visit_weighs_more_by_what_it_shares() -> None:
+    sessions = [
+        SessionLogs(device_group="a", logs=(1.0,), visit="v"),
+        SessionLogs(device_group="a", logs=(0.0,), visit="w"),
+    ]
+
+    found = predict(sessions, components(), device_group="a", current_runs=1, visit="v")
+
+    shared = 0.02 / (0.02 + 0.01)  # of a session's own variance; the rest is split between the two
+    assert found.expected_log == pytest.approx(shared + (1 - shared) / 2)
+
+
+@pytest.mark.xfail(strict=True, reason="sessions of one visit share nothing with each other: a negative square")
+@pytest.mark.parametrize("count", [2, 5])
+def test_sessions_of_one_visit_share_its_deviation_with_each_other_too(count: int) -> None:
+    sessions = [SessionLogs(device_group="a", logs=(float(i),), visit="v") for i in range(count)]
+
+    found = predict(sessions, components(), device_group="a", current_runs=1, visit="v")
+
+    assert found.standard_error**2 == pytest.approx(0.01 * (1 + 1 / count))
+
+
 def test_a_session_of_the_same_gpu_weighs_more_by_what_it_shares() -> None:
     sessions = [SessionLogs(device_group="a", logs=(1.0,)), SessionLogs(device_group="b", logs=(0.0,))]
 

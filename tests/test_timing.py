@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 
@@ -47,11 +48,12 @@ class FixedStopwatch(FakeStopwatch):
 
 
 class WatchfulStopwatch(FixedStopwatch):
-    """Notes when a stream of blocks or calls is closed."""
+    """Notes when a stream of blocks or calls is closed, and how many calls may be queued."""
 
     def __init__(self, *, noise: float = 0.0) -> None:
         super().__init__(noise=noise)
         self.closed: list[str] = []
+        self.batches: list[int] = []
 
     def blocks(self, call: Call, calls: int) -> Generator[float, None, None]:
         try:
@@ -60,6 +62,7 @@ class WatchfulStopwatch(FixedStopwatch):
             self.closed.append("blocks")
 
     def singles(self, call: Call, batch: int) -> Generator[float, None, None]:
+        self.batches.append(batch)
         try:
             yield from super().singles(call, batch)
         finally:
@@ -160,12 +163,10 @@ def test_a_graph_that_was_named_wins_for_a_long_call(mode: Mode) -> None:
     assert chosen(2e-3, mode=mode, clock="cuda-graph") == Method(clock="cuda-graph", mode=mode)
 
 
-@pytest.mark.xfail(strict=True, reason="choose_method drops clock='cuda-graph' when it chooses mode='cold' itself")
 def test_a_graph_that_was_named_wins_for_a_long_call_without_a_mode() -> None:
     assert chosen(2e-3, clock="cuda-graph").clock == "cuda-graph"
 
 
-@pytest.mark.xfail(strict=True, reason="choose_method drops clock='cuda-graph' for the mode of a cold baseline")
 def test_a_graph_that_was_named_wins_over_a_cold_baseline() -> None:
     assert chosen(30e-6, clock="cuda-graph", prefer=COLD).clock == "cuda-graph"
 
@@ -205,6 +206,12 @@ def test_a_mode_that_does_not_exist_is_refused(mode: Mode) -> None:
     with pytest.raises(UsageError) as error:
         chosen(1e-3, mode=mode)
     assert str(error.value) == f"mode={mode!r} cannot be measured. Valid: cold, hot, sustained."
+
+
+def test_a_graph_that_was_named_keeps_the_mode_of_a_baseline_in_a_graph() -> None:
+    sustained = Method(clock="cuda-graph", mode="sustained")
+    assert chosen(2e-3, clock="cuda-graph", prefer=sustained) == sustained
+    assert chosen(2e-3, clock="cuda-graph", prefer=COLD) == HOT_GRAPH
 
 
 def test_a_clock_that_does_not_exist_is_refused() -> None:
@@ -255,6 +262,18 @@ def test_bimodal_calls_have_a_mean_when_sustained_and_a_median_when_cold() -> No
     cold = measure(bimodal[1], stopwatch=FixedStopwatch(), mode="cold")
     assert sustained.value_s == pytest.approx(1.4e-3, rel=0.03)
     assert cold.value_s == 1e-3
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.25, 0.5, 0.75])
+def test_a_swing_of_one_period_is_averaged_out_wherever_it_begins(phase: float) -> None:
+    stopwatch = FixedStopwatch()
+    timing = measure(
+        lambda: 1e-3 * (1 + 0.06 * math.sin(2 * math.pi * (stopwatch.now() + phase))),
+        stopwatch=stopwatch,
+        mode="sustained",
+    )
+    assert timing.value_s == pytest.approx(1e-3 * math.sqrt(1 - 0.06**2), rel=0.004)
+    assert timing.unstable is None
 
 
 def test_the_spread_of_noise_is_about_its_size() -> None:
@@ -349,7 +368,6 @@ def test_a_precise_call_keeps_its_budget() -> None:
     assert stopwatch.now() <= 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="_sample looks again only after a whole period, however little time is left")
 def test_a_noisy_call_keeps_its_budget() -> None:
     stopwatch = FixedStopwatch(noise=0.3)
     measure(lambda: 1e-3, stopwatch=stopwatch, mode="sustained", budget_s=1.0)
@@ -443,7 +461,6 @@ def test_a_graph_is_not_host_bound() -> None:
     assert measure(lambda: 20e-6, stopwatch=SlowHostStopwatch(1e-3)).unstable is None
 
 
-@pytest.mark.xfail(strict=True, reason="the note that a call is host-bound replaces the one that it is uncertain")
 def test_a_host_bound_call_that_is_uncertain_says_both() -> None:
     timing = measure(lambda: 1e-3, stopwatch=SlowHostStopwatch(0.99e-3, noise=0.3), mode="sustained")
     assert timing.unstable is not None
@@ -469,12 +486,22 @@ def test_the_wall_clock_measures_single_cold_calls() -> None:
     assert timing.value_s == pytest.approx(0.0025, rel=0.5)
 
 
-def test_the_wall_clock_reports_a_median_that_interruptions_do_not_move() -> None:
-    waits = repeating(*[0.001] * 9, 0.02)
+@pytest.mark.parametrize("mode", ["sustained", "cold", "hot"])
+def test_the_wall_clock_reports_a_median_that_interruptions_do_not_move(mode: Mode) -> None:
+    waits = repeating(*[0.001] * 59, 0.1)  # less than one in two blocks of 20 calls
     stopwatch = WallStopwatch()
     stopwatch.flush_bytes = 2**20
-    timing = measure(lambda: time.sleep(waits()), stopwatch=stopwatch, budget_s=0.4)
+    timing = measure(lambda: time.sleep(waits()), stopwatch=stopwatch, mode=mode, budget_s=1.5)
     assert timing.value_s < 0.002
+
+
+@pytest.mark.parametrize(("seconds", "batch"), [(20e-3, 2), (1e-3, 10), (1.0, 1)])
+def test_cold_calls_are_queued_in_batches_of_fifty_milliseconds_and_ten_calls_at_most(
+    seconds: float, batch: int
+) -> None:
+    stopwatch = WatchfulStopwatch()
+    measure(lambda: seconds, stopwatch=stopwatch, mode="cold")
+    assert stopwatch.batches == [batch]
 
 
 def test_a_cpu_has_no_graphs() -> None:

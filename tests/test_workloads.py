@@ -216,7 +216,6 @@ def test_a_direction_that_does_not_exist_is_refused() -> None:
     assert str(error.value) == "MemoryBandwidth knows no direction 'sideways'. Valid: copy, read, write."
 
 
-@pytest.mark.xfail(strict=True, reason="the direction is looked at after the memory was asked for and filled")
 def test_a_direction_that_does_not_exist_is_a_mistake_however_large_the_buffer(
     free_bytes: Callable[[float], None],
 ) -> None:
@@ -232,7 +231,6 @@ def test_a_buffer_that_does_not_fit_is_refused_with_both_numbers(free_bytes: Cal
     assert str(error.value) == "copy of 1.0 GB needs 2.20 GB, and 2.00 GB are free on cpu."
 
 
-@pytest.mark.xfail(strict=True, reason="every direction asks for the memory of a copy, which has two buffers")
 @pytest.mark.parametrize("direction", ["read", "write"])
 def test_a_direction_with_one_buffer_needs_the_memory_of_one(
     direction: Any, free_bytes: Callable[[float], None]
@@ -252,6 +250,16 @@ def test_a_transfer_in_an_unknown_direction_is_refused() -> None:
     with pytest.raises(UsageError) as error:
         HostTransfer("up", size_bytes=4096, device="cpu", pinned=False)  # type: ignore[arg-type]
     assert str(error.value) == "HostTransfer knows no direction 'up'. Valid: device_to_host, host_to_device."
+
+
+@pytest.mark.parametrize(("pinned", "kind"), [(True, "transfer"), (False, "host")])
+def test_a_transfer_through_pageable_memory_is_a_matter_of_the_host(
+    pinned: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # which needs a GPU
+    work = HostTransfer("host_to_device", size_bytes=4098, device="meta", pinned=pinned)
+    assert (work.kind, work.mode, work.bytes_moved) == (kind, "cold", 4096)
+    assert isinstance(work, Workload)
 
 
 def test_a_transfer_that_does_not_fit_is_refused(free_bytes: Callable[[float], None]) -> None:

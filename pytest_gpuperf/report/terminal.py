@@ -157,11 +157,8 @@ def regression_message(
     slower = "slower" if unit in ("s", "s/tok", "s/req") or unit.endswith("/s") else "worse"
     rows = [
         f"{record.key.test} got {slower} on {record.environment.hardware.name}",
-        f"  {measurement.metric}: {format_value(measurement.value, measurement.unit)}, "
-        f"baseline {format_value(verdict.baseline_value or 0.0, measurement.unit)}",
-        f"  {slower} by {format_percent(verdict.change or 0.0)}, 95 % interval "
-        f"{format_percent(verdict.change_low or 0.0)} to {format_percent(verdict.change_high or 0.0)}, "
-        f"tolerance {format_percent(verdict.tolerance)}",
+        f"  {measurement.metric}: {format_value(measurement.value, unit)}, baseline {_of_baseline(verdict, unit)}",
+        f"  {slower} by {_interval(verdict)}, tolerance {format_percent(verdict.tolerance)}",
         f"  {_then_and_now(measurement.telemetry, baseline)}",
         f"  differs from the baseline: {'; '.join(differences) or 'nothing that is recorded'}",
     ]
@@ -174,6 +171,16 @@ def regression_message(
         rows.append(f"  unstable: {measurement.unstable}")
     rows.append(f"  accept it: {accept} --reason WHY {shlex.quote(str(record.key))}")
     return "\n".join(rows)
+
+
+def _of_baseline(verdict: Verdict, unit: str) -> str:
+    return format_value(verdict.baseline_value or 0.0, unit)
+
+
+def _interval(verdict: Verdict) -> str:
+    """`5.0 %, 95 % interval 3.8 % to 6.2 %`."""
+    change, low, high = verdict.change or 0.0, verdict.change_low or 0.0, verdict.change_high or 0.0
+    return f"{format_percent(change)}, 95 % interval {format_percent(low)} to {format_percent(high)}"
 
 
 def _then_and_now(telemetry: Telemetry | None, baseline: MetricBaseline) -> str:
