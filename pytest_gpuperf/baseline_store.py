@@ -152,7 +152,7 @@ def _sync_folders(path: Path) -> None:
     except OSError as error:
         raise BaselineError(
             f"{path} is written, but its folder could not be synchronised: {error_text(error)}. It is lost if "
-            "the machine loses power now. Check the disk; running the update again would add the same values twice."
+            "the machine loses power now. Check the disk."
         ) from error
 
 

@@ -48,6 +48,7 @@ class Change(Record, frozen=True, kw_only=True):
     metric: str
     action: Literal["recorded", "accepted", "refused"]
     reason: str
+    can_be_accepted: bool = False
 
 
 class FileChange(Record, frozen=True, kw_only=True):
@@ -224,8 +225,8 @@ def plan(root: Path, run: RunInfo, records: Sequence[TestRecord], *, accept_reas
         for record in group:
             file, made = _applied(file, run, record, reason)
             changes += made
-        if file is not None and file is not before:
-            files.append(FileChange(path=path, old=old, new=dumps(file)))
+        if file is not None and file is not before and (new := dumps(file)) != old:
+            files.append(FileChange(path=path, old=old, new=new))
     return Plan(files=tuple(files), changes=tuple(changes))
 
 
@@ -260,7 +261,8 @@ def _decided(record: TestRecord, metric: str, reason: str | None) -> Change:
     if verdict is None:
         return Change(key=record.key, metric=metric, action="refused", reason="it has no verdict")
     if refusal := _refusal(record, verdict, reason):
-        return Change(key=record.key, metric=metric, action="refused", reason=refusal)
+        can = record.passed and _needs_reason(verdict)
+        return Change(key=record.key, metric=metric, action="refused", reason=refusal, can_be_accepted=can)
     if reason and _needs_reason(verdict):
         return Change(key=record.key, metric=metric, action="accepted", reason=reason)
     return Change(key=record.key, metric=metric, action="recorded", reason=verdict.reason)
@@ -272,7 +274,7 @@ def _refusal(record: TestRecord, verdict: Verdict, reason: str | None) -> str | 
     if verdict.status == "INVALID":
         return f"invalid: {verdict.reason}"
     if _needs_reason(verdict) and not reason:
-        return f"{verdict.status.lower()}: {_how_to_accept(record)}"
+        return verdict.status.lower()
     return None
 
 

@@ -33,7 +33,9 @@ app.add_typer(baseline_app, name="baseline")
 
 BaselinesOption = Annotated[Path, typer.Option("--baselines", help="Folder of the baselines.")]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Results of a run of pytest.")]
-TestsArgument = Annotated[list[str] | None, typer.Argument(help="Tests, by their id or a part of it; default: all.")]
+TestsArgument = Annotated[
+    list[str] | None, typer.Argument(help="Full ids, modules, functions, or parts of a test's own name; default: all.")
+]
 DEFAULT_BASELINES = Path("baselines")
 DEFAULT_RESULTS = Path(".gpuperf/results.jsonl")
 
@@ -204,7 +206,8 @@ def selftest(device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "
         typer.echo(test)
         for outcome in outcomes:
             name = f"{outcome.planted:.0%} more work" if outcome.planted else "the same code"
-            typer.echo(f"  {name:<15} {_outcome(outcome.verdicts[test], outcome.planted)}")
+            verdict = outcome.verdicts.get(test)
+            typer.echo(f"  {name:<15} {_outcome(verdict, outcome.planted) if verdict else 'was not measured'}")
     if is_proven(outcomes):
         typer.echo("Proven: the same code is not red, and 10 % more work is caught in every test.")
         return GOOD
@@ -225,7 +228,7 @@ def _write(results: Path, tests: list[str] | None, root: Path, reason: str | Non
     records = [_judged(record, found.run.visit, root) for record in _chosen(found, tests)]
     changes = baseline_store.write(root, found.run, records, accept_reason=reason)
     typer.echo(f"Baselines in {root}: {tally(changes)}.")
-    _echo(refusals(changes))
+    _echo(refusals(changes, baseline_command("accept", root.absolute(), results.absolute())))
     return GOOD if all(change.action != "refused" for change in changes) else NOT_SETTLED
 
 

@@ -226,8 +226,12 @@ def _amount(name: str, amount: object) -> float | None:
 
 def _number(value: object) -> float | None:
     """A finite number above zero as a float, numpy's numbers too, which are no JSON; `None` for anything else."""
-    is_number = isinstance(value, Real) and type(value) is not bool
-    number = float(value) if is_number else math.nan  # type: ignore[arg-type]  # checked in the line above
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer that no float holds
+        return None
     return number if math.isfinite(number) and number > 0 else None
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist, fmean, harmonic_mean, median, stdev, variance
 
@@ -174,6 +174,7 @@ def variance_components(
         prior: Variances expected before any session, and the degrees of freedom that they are worth.
         floor: Least relative standard deviation between sessions.
     """
+    sessions = _by_visit(sessions)
     groups = _by_device(sessions)
     runs = [len(session.logs) for session in sessions]
     worth = prior.degrees_of_freedom
@@ -228,6 +229,9 @@ def predict(
     groups = [session.device_group for session in sessions]
     own = np.array([components.session + components.within / len(session.logs) for session in sessions])
     shared = components.device * np.array([[a == b for b in groups] for a in groups], dtype=float)
+    shared += components.session * np.array(
+        [[a is not b and _is_one_visit(a, b) for b in sessions] for a in sessions], dtype=float
+    )
     same_device = np.array([group == device_group for group in groups], dtype=float)
     same_visit = same_device * np.array([session.visit == visit for session in sessions], dtype=float)
     to_current = components.device * same_device + components.session * same_visit
@@ -241,6 +245,23 @@ def predict(
     squared = current - to_current @ by_current + left_over**2 / (ones @ by_mean)
     means = np.array([session.mean for session in sessions])
     return Prediction(expected_log=float(weights @ means), standard_error=math.sqrt(squared))
+
+
+def _is_one_visit(one: SessionLogs, other: SessionLogs) -> bool:
+    """Whether two sessions are of one visit, as when the software was changed in between."""
+    return one.visit is not None and (one.device_group, one.visit) == (other.device_group, other.visit)
+
+
+def _by_visit(sessions: Sequence[SessionLogs]) -> list[SessionLogs]:
+    """Join the sessions of one visit: they say nothing of the spread between visits."""
+    joined: list[SessionLogs] = []
+    for session in sessions:
+        known = next((i for i, other in enumerate(joined) if _is_one_visit(session, other)), None)
+        if known is None:
+            joined.append(session)
+        else:
+            joined[known] = replace(session, logs=joined[known].logs + session.logs)
+    return joined
 
 
 def _incomplete_beta(x: float, one_minus_x: float, a: float, b: float) -> float:

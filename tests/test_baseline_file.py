@@ -132,6 +132,8 @@ def test_files_are_listed_sorted_without_locks_and_leftovers(root: Path) -> None
     saved(root / "h100" / "a.json", "{}")
     saved(root / "h100" / ".tmp-1-aa", "{}")
     saved(root / ".hidden" / "a.json", "{}")
+    saved(root / ".gitignore", ".tmp-*")
+    saved(root / ".gpuperf.lock", "")
     assert [path.name for path in list_files(root)] == ["a.json", "b.json"]
 
 
@@ -306,7 +308,14 @@ def test_a_file_that_would_be_too_large_is_not_written(monkeypatch: pytest.Monke
 WORDS = st.text(max_size=8)
 POSITIVE = st.floats(min_value=0, max_value=1e300, exclude_min=True)
 NOT_NEGATIVE = st.none() | st.floats(min_value=0, max_value=1e300)
-RUNS = st.builds(BaselineRun, value=POSITIVE, spread=NOT_NEGATIVE, sm_clock_mhz=NOT_NEGATIVE, power_w=NOT_NEGATIVE)
+RUNS = st.builds(
+    BaselineRun,
+    value=POSITIVE,
+    spread=NOT_NEGATIVE,
+    sm_clock_mhz=NOT_NEGATIVE,
+    power_w=NOT_NEGATIVE,
+    run_id=st.none() | WORDS,
+)
 ENVIRONMENTS = st.builds(
     Environment,
     hardware=st.builds(

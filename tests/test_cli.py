@@ -345,7 +345,10 @@ class TestA:
 @pytest.mark.parametrize(
     ("name", "chosen"),
     [
-        ("test_one.py", "test_one.py::TestA::test_a test_one.py::test_a[1] test_one.py::test_a[2] test_one.py::test_ab"),
+        (
+            "test_one.py",
+            "test_one.py::TestA::test_a test_one.py::test_a[1] test_one.py::test_a[2] test_one.py::test_ab",
+        ),
         ("test_one.py::test_a", "test_one.py::test_a[1] test_one.py::test_a[2]"),
         ("test_one.py::test_a[1]", "test_one.py::test_a[1]"),
         ("test_one.py::test_ab", "test_one.py::test_ab"),
@@ -468,7 +471,6 @@ def test_selftest_exits_by_what_it_found(
     assert "10% more work" in done.output
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError: each process's verdict of a test is taken for granted")
 def test_selftest_of_which_one_process_lost_a_test_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     import msgspec
 

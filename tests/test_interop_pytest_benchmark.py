@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from harness import FAKE_H100, KERNEL, Suite, assert_readable, baselines_of, results_of, statuses_of
 
+from pytest_gpuperf.units import format_value
+
 pytest.importorskip("pytest_benchmark")
 
 #: On this machine a kernel's time wobbles by 1 %, so that the statistics have something to say.
@@ -162,6 +164,7 @@ def test_its_fixture_with_our_marker_is_new_then_passes_then_regresses(pytester:
     first = suite.run(pytester, "--gpuperf-update")
     assert statuses_of(pytester) == {"test_sleep benchmark": "NEW"}
     first.assert_outcomes(passed=1)
+    [recorded] = baselines_of(pytester)
 
     second = suite.run(pytester)
     assert statuses_of(pytester) == {"test_sleep benchmark": "PASS"}
@@ -170,7 +173,12 @@ def test_its_fixture_with_our_marker_is_new_then_passes_then_regresses(pytester:
     third = Suite(files=suite.files, environment=SLEEPS_LONGER).run(pytester)
     assert statuses_of(pytester) == {"test_sleep benchmark": "REGRESSED"}
     third.assert_outcomes(failed=1)
-    third.stdout.fnmatch_lines(["test_sleep got slower on *", "  benchmark: 30* ms, baseline 10* ms"])
+    [test] = results_of(pytester).tests
+    value, before = test.measurements[0].value, test.verdicts[0].baseline_value or 0.0
+    assert before == pytest.approx(recorded.tests["test_sleep"]["benchmark"].sessions[0].runs[0].value)
+    assert value > 0.03 > before > 0.01
+    figures = f"{format_value(value, 's')}, baseline {format_value(before, 's')}"
+    third.stdout.fnmatch_lines(["test_sleep got slower on *", f"  benchmark: {figures}"])
     assert_readable(third)
 
 

@@ -209,7 +209,6 @@ def test_of_sessions_on_one_gpu_that_of_the_same_visit_is_nearest() -> None:
     assert 1.005 < expected[0] < 1.01
 
 
-@pytest.mark.xfail(strict=True, reason="predict: sessions of one visit share nothing with each other, so se^2 < 0")
 def test_several_sessions_of_one_visit_can_be_compared_with() -> None:
     """A session has one environment, so whoever upgrades torch and records again has two of one visit."""
     baseline = accepted([1.0], [1.0], [1.0], visits="vvv")

@@ -368,6 +368,14 @@ def test_gpu_that_is_lost_before_anything_is_measured_is_no_pass(pytester: pytes
     assert_readable(result)
 
 
+def test_gpu_that_is_lost_at_collection_is_a_usage_error(pytester: pytest.Pytester) -> None:
+    script = "errors={('gpus', count): DeviceError('GPU 0 is lost') for count in range(99)}"
+    result = suite_of(KERNEL, conftest=machine(script)).run(pytester)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert [line for line in result.stderr.lines if line.startswith("ERROR: ")] == ["ERROR: GPU 0 is lost"]
+
+
 def test_gpu_that_is_lost_does_not_concern_plain_tests(pytester: pytest.Pytester) -> None:
     script = "errors={('gpus', count): DeviceError('GPU 0 is lost') for count in range(99)}"
     result = suite_of("def test_plain(): pass", conftest=machine(script)).run(pytester)
@@ -375,7 +383,6 @@ def test_gpu_that_is_lost_does_not_concern_plain_tests(pytester: pytest.Pytester
     result.assert_outcomes(passed=1)
 
 
-@AT_COLLECTION
 def test_visible_mig_instance_is_no_crash(pytester: pytest.Pytester) -> None:
     suite = Suite(environment={"CUDA_VISIBLE_DEVICES": "MIG-4b5c"})
     result = suite.run(pytester)

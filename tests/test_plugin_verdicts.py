@@ -275,6 +275,31 @@ def test_accept_command_works_from_a_folder_below_the_root(
     assert suite.slower().run(pytester).ret == 0
 
 
+def test_command_of_a_refusal_works_for_baselines_in_another_folder(pytester: pytest.Pytester) -> None:
+    suite = Suite(options=("--gpuperf-baselines", "elsewhere")).record(pytester)
+    result = suite.slower().run(pytester, "--gpuperf-update")
+    line = next(line for line in result.stdout.lines if line.startswith("Refused "))
+    _, *arguments = shlex.split(line.partition("accept it with: ")[2])
+    gpuperf(*arguments)
+
+    assert suite.slower().run(pytester).ret == 0
+
+
+def test_commands_to_record_and_to_prune_name_the_folder_too(pytester: pytest.Pytester) -> None:
+    options = ("--gpuperf-baselines", "else where", "--gpuperf-json", "out.jsonl")
+    result = Suite(files={"test_suite.py": TWO_TESTS}, options=options).run(pytester)
+    line = next(line for line in result.stdout.lines if line.startswith("Record the new ones as baselines:  "))
+    _, *arguments = shlex.split(line.partition(":  ")[2])
+
+    assert gpuperf(*arguments).code == 0
+    assert len(recorded_tests(pytester, "else where")) == 2
+    result = Suite(options=options).run(pytester)  # has another test, so those two are gone
+    line = next(line for line in result.stdout.lines if line.startswith("Unused baselines: "))
+    _, *arguments = shlex.split(line.partition("Delete with:  ")[2])
+    assert gpuperf(*arguments).code == 0
+    assert recorded_tests(pytester, "else where") == []
+
+
 def test_regression_of_one_metric_keeps_the_others_in_the_results(pytester: pytest.Pytester) -> None:
     suite = Suite(files={"test_suite.py": TWO_METRICS}).record(pytester)
     suite.slower().run(pytester)

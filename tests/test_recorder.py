@@ -123,7 +123,6 @@ def test_the_peak_of_a_transfer_is_that_of_the_bus() -> None:
     assert cold(Work(bytes_moved=1e6, kind="transfer")).peak == 64e9
 
 
-@pytest.mark.xfail(strict=True, reason="_peak takes the memory's bandwidth for all kinds but 'transfer'")
 def test_the_peak_of_a_pageable_transfer_is_that_of_the_bus_too() -> None:
     assert cold(Work(bytes_moved=1e6, kind="host")).peak == 64e9
 
@@ -323,6 +322,11 @@ def test_a_value_that_cannot_be_judged_is_refused(value: Any) -> None:
         mine.record("ttft", value, unit="s")
     assert str(error.value) == f"ttft = {value!r} is not a finite number above zero, so it cannot be judged."
     assert mine.measurements == []
+
+
+def test_a_whole_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(UsageError, match="is not a finite number above zero"):
+        recorder().record("size", 10**400, unit="B")
 
 
 @pytest.mark.parametrize(("value", "unit"), [(1e300, "PB"), (1e-320, "ns")])

@@ -308,7 +308,6 @@ def test_the_session_of_the_same_visit_weighs_more_by_what_it_shares() -> None:
     assert found.expected_log == pytest.approx(shared + (1 - shared) / 2)
 
 
-@pytest.mark.xfail(strict=True, reason="sessions of one visit share nothing with each other: a negative square")
 @pytest.mark.parametrize("count", [2, 5])
 def test_sessions_of_one_visit_share_its_deviation_with_each_other_too(count: int) -> None:
     sessions = [SessionLogs(device_group="a", logs=(float(i),), visit="v") for i in range(count)]

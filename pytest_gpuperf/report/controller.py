@@ -1,5 +1,6 @@
 """What the one process that writes does with the results as they arrive, and with the baselines at the end."""
 
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
@@ -131,7 +132,10 @@ class Controller:
         if not self._changes:
             return []
         where = f"Patch for git apply: {self._patch}" if self._patch else f"Baselines in {self._baselines_root}"
-        return [Line(text=f"{where}: {tally(self._changes)}.", colour="cyan"), *refusals(self._changes)]
+        return [
+            Line(text=f"{where}: {tally(self._changes)}.", colour="cyan"),
+            *refusals(self._changes, self._command("accept")),
+        ]
 
 
 def unused_entries(root: Path, folder: str, records: list[TestRecord], seen: Collection[str]) -> tuple[Entry, ...]:
@@ -149,10 +153,20 @@ def tally(changes: tuple[Change, ...]) -> str:
     return ", ".join(f"{actions.count(a)} {a}" for a in ("recorded", "accepted", "refused") if a in actions)
 
 
-def refusals(changes: tuple[Change, ...]) -> list[Line]:
-    """Why metrics were not recorded, one line each, five at most."""
+def refusals(changes: tuple[Change, ...], accept: str) -> list[Line]:
+    """Why metrics were not recorded, one line each, five at most.
+
+    Args:
+        changes: What became of all metrics.
+        accept: Command that accepts values, up to the reason.
+    """
     refused = [change for change in changes if change.action == "refused"]
-    lines = [Line(text=f"Refused {c.key.test} {c.metric}: {c.reason}", colour="yellow") for c in refused[:5]]
+    lines = []
+    for change in refused[:5]:
+        hint = (
+            f": accept it with: {accept} --reason WHY {shlex.quote(str(change.key))}" if change.can_be_accepted else ""
+        )
+        lines.append(Line(text=f"Refused {change.key.test} {change.metric}: {change.reason}{hint}", colour="yellow"))
     if len(refused) > 5:
         lines.append(Line(text=f"Refused {len(refused) - 5} more.", colour="yellow"))
     return lines
