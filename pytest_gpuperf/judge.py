@@ -86,9 +86,9 @@ class Prior(Record, frozen=True, kw_only=True):
         )
 
 
-_H100S = "four H100s of different machines, ten processes each, 2026-11"
-_PINNED = "pinned copies on two H100s of different machines, 2026-11"
-_PAGEABLE = "pageable copies on three machines with an H100, 2026-11"
+_H100S = "six H100s of different machines, 2026-11; ten processes each on four of them"
+_PINNED = "pinned copies on six H100s of different machines, 2026-11"
+_PAGEABLE = "pageable copies on six machines with an H100, 2026-11"
 _ASSUMED = "assumed, not yet measured"
 _SHARED_CPU = "a shared virtual machine with two cores, 2026-11"
 
@@ -96,7 +96,7 @@ PRIORS: Mapping[Kind | Literal["cpu"], Prior] = {
     "memory": Prior(within=0.0005, session=0.0005, device=0.0005, floor=0.0005, tolerance=0.03, source=_H100S),
     "compute": Prior(within=0.0035, session=0.003, device=0.01, floor=0.0005, tolerance=0.03, source=_H100S),
     "transfer": Prior(within=0.003, session=0.005, device=0.005, floor=0.0005, tolerance=0.05, source=_PINNED),
-    "host": Prior(within=0.05, session=0.10, device=0.10, floor=0.005, tolerance=0.20, source=_PAGEABLE),
+    "host": Prior(within=0.05, session=0.05, device=0.05, floor=0.005, tolerance=0.20, source=_PAGEABLE),
     "end-to-end": Prior(within=0.015, session=0.02, device=0.02, floor=0.005, tolerance=0.05, source=_ASSUMED),
     "cpu": Prior(within=0.03, session=0.05, device=0.05, floor=0.005, tolerance=0.10, source=_SHARED_CPU),
 }

@@ -136,9 +136,9 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_table_has_a_head_a_line_for_the_test_and_one_for_the_metric() -> None:
     assert texts(table([record()])) == [
-        "                         value  peak baseline        change   sees  verdict",
+        "                        value  peak baseline       change   sees  verdict",
         "perf_tests/test_matmul.py::test_matmul",
-        "  8192-bfloat16  640.2 TFLOP/s  65 %    690.2   +7.8 ±0.7 %  2.1 %  REGRESSED",
+        " 8192-bfloat16  640.2 TFLOP/s  65 %    690.2  +7.8 ±0.7 %  2.1 %  REGRESSED",
     ]
 
 
@@ -174,13 +174,20 @@ def test_no_row_with_a_long_verdict_is_wider_than_the_terminal(width: int, longe
     assert max(map(len, texts(table([one], width=width)))) <= width
 
 
-def test_a_long_name_is_cut_in_the_middle() -> None:
+def test_a_long_name_has_a_line_of_its_own_so_that_two_never_look_the_same() -> None:
     one = record(test="test_generate[llama-3.1-8b-instruct-batch-64-bfloat16]")
-    name = table([one], width=80)[-1].text.split()[0]
-    assert "…" in name
-    assert name.startswith("llama-")
-    assert name.endswith("float16")
+    *_, name, figures = texts(table([one], width=80))
+    assert name == " llama-3.1-8b-instruct-batch-64-bfloat16"
+    assert figures.split()[0] == "640.2"
     assert "llama-3.1-8b-instruct-batch-64-bfloat16" in table([one], width=120)[-1].text
+
+
+def test_a_name_longer_than_the_terminal_is_cut_in_the_middle() -> None:
+    one = record(test=f"test_generate[first-{'long-' * 30}last]")
+    *_, name, _ = texts(table([one], width=80))
+    assert "…" in name
+    assert name.startswith(" first-")
+    assert name.endswith("-last")
 
 
 def test_tests_of_one_function_stand_together_in_whatever_order_they_came() -> None:

@@ -70,7 +70,7 @@ def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
     """
     longest = max((len(_label(record, v.metric)) for record in records for v in record.verdicts), default=0)
     verdict_width = max([7, *(len(_status(v)) for record in records for v in record.verdicts)])
-    name_width = min(max(longest, 12), max(width - 55 - verdict_width, 11))  # 55: the columns in between
+    name_width = min(max(longest, 12), max(width - 53 - verdict_width, 11))  # 53: the columns in between
     lines = [Line(text=_row(name_width, "", "value", "peak", "baseline", "change", "sees", "verdict"))]
     functions: dict[str, list[TestRecord]] = {}  # workers finish in any order
     for record in records:
@@ -79,9 +79,12 @@ def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
         lines.append(Line(text=function))
         for record in group:
             by_metric = {measurement.metric: measurement for measurement in record.measurements}
-            lines += [
-                _verdict_row(_label(record, v.metric), name_width, by_metric[v.metric], v) for v in record.verdicts
-            ]
+            for verdict in record.verdicts:
+                label = _label(record, verdict.metric)
+                if len(label) > name_width:  # cut, two names could look the same
+                    lines.append(Line(text=f" {_fitted(label, width - 1)}"))
+                    label = ""
+                lines.append(_verdict_row(label, name_width, by_metric[verdict.metric], verdict))
     return lines
 
 
@@ -90,6 +93,12 @@ def _label(record: TestRecord, metric: str) -> str:
     if len(record.measurements) == 1 and parameters:
         return parameters
     return f"{parameters} {metric}".strip()
+
+
+def _fitted(text: str, width: int) -> str:
+    """The text, cut in the middle if it is wider than the terminal."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
 def _verdict_row(label: str, name_width: int, measurement: Measurement, verdict: Verdict) -> Line:
@@ -114,9 +123,7 @@ def _status(verdict: Verdict) -> str:
 
 def _row(name_width: int, *cells: str) -> str:
     name, value, peak, baseline, change, sees, verdict = cells
-    if len(name) > name_width:
-        name = f"{name[: name_width // 2 - 1]}…{name[len(name) - (name_width - name_width // 2) :]}"
-    return f"  {name:<{name_width}} {value:>14} {peak:>5} {baseline:>8} {change:>13} {sees:>6}  {verdict}".rstrip()
+    return f" {name:<{name_width}} {value:>14} {peak:>5} {baseline:>8} {change:>12} {sees:>6}  {verdict}".rstrip()
 
 
 def _baseline_number(measurement: Measurement, verdict: Verdict) -> str:
@@ -136,7 +143,8 @@ def _change(verdict: Verdict) -> str:
         return "-"
     half = (verdict.change_high - verdict.change_low) / 2
     decimals = 2 if half < 0.001 else 1 if half < 0.1 else 0
-    return f"{verdict.change * 100:+.{decimals}f} ±{half * 100:.{decimals}f} %"
+    percent = round(verdict.change * 100, decimals) + 0.0  # no negative zero
+    return f"{percent:+.{decimals}f} ±{half * 100:.{decimals}f} %"
 
 
 def regression_message(
