@@ -591,7 +591,7 @@ def test_interrupted_run_keeps_what_was_measured(pytester: pytest.Pytester) -> N
     assert [test.key.test for test in results.tests] == ["test_one", "test_two"]
     assert results.end is None or not results.end.is_whole
     assert recorded_tests(pytester) == []
-    result.stdout.fnmatch_lines(["  time *2.000 ms*NEW"])
+    result.stdout.fnmatch_lines([" time *2.000 ms*NEW"])
 
 
 def test_interrupted_run_can_be_recorded_by_the_command(pytester: pytest.Pytester) -> None:

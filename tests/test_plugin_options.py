@@ -419,7 +419,7 @@ def test_weak_pass_is_marked_and_passes(pytester: pytest.Pytester) -> None:
 
     result.assert_outcomes(passed=1)
     assert verdicts_of(pytester)["test_latency latency"].is_low_power
-    result.stdout.fnmatch_lines(["  latency *PASS low power"])
+    result.stdout.fnmatch_lines([" latency *PASS low power"])
 
 
 def test_strict_fails_a_weak_pass(pytester: pytest.Pytester) -> None:
@@ -489,7 +489,7 @@ def test_without_gpu_the_cpu_is_measured_and_the_summary_says_why(pytester: pyte
     result = on_this_machine().run(pytester)
 
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["Measured on the CPU: *", "  latency*NEW"])
+    result.stdout.fnmatch_lines(["Measured on the CPU: *", " latency*NEW"])
 
 
 def test_cpu_by_choice_is_not_explained(pytester: pytest.Pytester) -> None:

@@ -55,8 +55,8 @@ def test_first_run_says_that_everything_is_new_and_how_to_record_it(pytester: py
             "*GPU performance: NVIDIA H100 80GB HBM3*",
             "*value*peak*baseline*change*sees*verdict",
             "test_suite.py::test_kernel",
-            "  time*1.000 ms*NEW",
-            "  latency*40.00 ms*NEW",
+            " time*1.000 ms*NEW",
+            " latency*40.00 ms*NEW",
             "Nothing was compared: 2 NEW.",
             "Record the new ones as baselines:*gpuperf baseline record",
         ]
@@ -72,7 +72,7 @@ def test_second_run_compares_with_what_was_recorded_and_passes(pytester: pytest.
 
     assert (recorded.code, recorded.output) == (0, "Baselines in baselines: 1 recorded.\n")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["  time*1.000 ms*1.000*+0.0 ±*PASS", "1 of 1 metrics compared: 1 PASS."])
+    result.stdout.fnmatch_lines([" time*1.000 ms*1.000*+0.0 ±*PASS", "1 of 1 metrics compared: 1 PASS."])
     result.stdout.no_fnmatch_line("*Nothing was compared*")
     result.stdout.no_fnmatch_line("*Record the new ones*")
     result.stdout.fnmatch_lines(["Provisional baselines (under 5 sessions)*"])
@@ -117,7 +117,7 @@ def test_copy(gpu_benchmark):
     result = Suite(files={"test_suite.py": source}).run(pytester)
 
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["  throughput*500.0 TFLOP/s*51 %*NEW", "  bandwidth*3.000 TB/s*90 %*NEW"])
+    result.stdout.fnmatch_lines([" throughput*500.0 TFLOP/s*51 %*NEW", " bandwidth*3.000 TB/s*90 %*NEW"])
 
 
 def test_floor_that_is_missed_fails_the_test_with_both_numbers(pytester: pytest.Pytester) -> None:
@@ -312,7 +312,7 @@ def test_improvement_does_not_fail_and_is_told(pytester: pytest.Pytester) -> Non
     result = Suite(environment={"TIME_S": "0.8e-3"}).run(pytester, "--gpuperf-strict")
 
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["  time*-20.0 ±*IMPROVED"])
+    result.stdout.fnmatch_lines([" time*-20.0 ±*IMPROVED"])
     assert suite.run(pytester).ret == 0
 
 
@@ -427,7 +427,7 @@ def test_kernel(gpu_benchmark, n, dtype):
 
     result.assert_outcomes(passed=3, failed=1)
     assert statuses_of(pytester)["test_kernel[2-float16] time"] == "REGRESSED"
-    result.stdout.fnmatch_lines(["test_suite.py::test_kernel", "  1-float16 *PASS", "  2-float16 *REGRESSED"])
+    result.stdout.fnmatch_lines(["test_suite.py::test_kernel", " 1-float16 *PASS", " 2-float16 *REGRESSED"])
 
 
 def test_tests_in_classes_are_kept_apart(pytester: pytest.Pytester) -> None:
