@@ -15,7 +15,8 @@ import cuda.bench as bench
 import torch
 
 from pytest_gpuperf.records import Mode
-from pytest_gpuperf.timing import CudaStopwatch, measure
+from pytest_gpuperf.stopwatches import CudaStopwatch
+from pytest_gpuperf.timing import measure
 from pytest_gpuperf.workloads.bandwidth import MemoryBandwidth
 from pytest_gpuperf.workloads.matmul import Matmul
 

@@ -10,7 +10,8 @@ from pytest_gpuperf.environment import collect
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import Nvml, open_nvml
 from pytest_gpuperf.records import Environment
-from pytest_gpuperf.timing import Stopwatch, stopwatch_of
+from pytest_gpuperf.stopwatches import stopwatch_of
+from pytest_gpuperf.timing import Stopwatch
 
 
 class Machine:

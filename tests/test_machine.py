@@ -10,8 +10,8 @@ from pytest_gpuperf.devices import Device, cpu_device, find_devices
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.machine import Machine, check_torch
 from pytest_gpuperf.nvml import GpuInfo, Nvml
+from pytest_gpuperf.stopwatches import WallStopwatch
 from pytest_gpuperf.testing import FakeNvml, FakeStopwatch, fake_gpu, fake_machine
-from pytest_gpuperf.timing import WallStopwatch
 
 GPU = find_devices(FakeNvml(), cuda_visible_devices=None)[0]
 

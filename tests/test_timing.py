@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 
 from pytest_gpuperf.errors import MeasurementError, UsageError
 from pytest_gpuperf.records import ClockName, Method, Mode
+from pytest_gpuperf.stopwatches import WallStopwatch, stopwatch_of
 from pytest_gpuperf.testing import FakeStopwatch
 from pytest_gpuperf.timing import (
     CPU_PLANS,
     Call,
     Estimate,
     Plan,
-    WallStopwatch,
     choose_method,
     measure,
-    stopwatch_of,
 )
 from pytest_gpuperf.units import format_percent
 

@@ -4,7 +4,8 @@ import pytest
 
 from pytest_gpuperf.errors import MeasurementError
 from pytest_gpuperf.records import Method
-from pytest_gpuperf.timing import CudaStopwatch, measure
+from pytest_gpuperf.stopwatches import CudaStopwatch
+from pytest_gpuperf.timing import measure
 
 torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
