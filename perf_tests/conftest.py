@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_gpuperf.plugin import run_of
+from pytest_gpuperf.plugin import device_kind
 
 MATMUL_SIZES = {"cuda": (2048, 4096, 8192, 16384), "cpu": (256, 512)}
 BUFFER_BYTES = {"cuda": 2**30, "cpu": 2**26}
@@ -10,8 +10,7 @@ BUFFER_BYTES = {"cuda": 2**30, "cpu": 2**26}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Fill in `n` and `size_bytes` by what is measured on."""
-    machine = run_of(metafunc.config).machine
-    kind = "cpu" if machine.is_unusable else machine.devices[0].kind
+    kind = device_kind(metafunc.config)
     if "n" in metafunc.fixturenames:
         metafunc.parametrize("n", MATMUL_SIZES[kind])
     if "size_bytes" in metafunc.fixturenames:

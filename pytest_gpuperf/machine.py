@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Literal
 
@@ -99,6 +100,23 @@ class Machine:
         if device.kind == "cuda":
             check_torch(device)
         return stopwatch_of(device.kind, device.index)
+
+    def current(self, device: Device) -> AbstractContextManager[object]:
+        """Make a device torch's current one, so that work sent to plain `"cuda"` goes to the device that was leased."""
+        if self._make_stopwatch or device.kind == "cpu" or device.index == 0:
+            return nullcontext()
+        check_torch(device)
+        import torch
+
+        return torch.cuda.device(device.index)
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no GPU, looked up now if nothing did yet; `None` where there is one or none was wanted."""
+        try:
+            return self.gpu_problem if not self.gpus else None
+        except DeviceError as error:
+            return str(error)
 
     def synchronize(self, devices: tuple[Device, ...]) -> None:
         """Wait until the devices have done everything they were given."""

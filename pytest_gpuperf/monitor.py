@@ -156,9 +156,10 @@ def _other_processes(states: Sequence[GpuState]) -> tuple[int, ...] | None:
 
 
 def _is_family(pid: int) -> bool:
-    """Whether the process is this one, its ancestor, or shares its parent, as the workers of pytest-xdist do."""
+    """Whether the process is this one, its ancestor or child, or in a worker of pytest-xdist another worker."""
     own = _ancestors(os.getpid())
-    return pid in own or bool(set(_ancestors(pid)) & set(own[:2]))
+    roots = own[:2] if "PYTEST_XDIST_WORKER" in os.environ else own[:1]
+    return pid in own or bool(set(_ancestors(pid)) & set(roots))
 
 
 def _ancestors(pid: int) -> list[int]:

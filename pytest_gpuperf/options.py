@@ -87,7 +87,11 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gpuperf-key", metavar="LABEL", help="label of a runner pool that has baselines of its own")
     add("--gpuperf-json", metavar="PATH", help="where the results go (default: .gpuperf/results.jsonl)")
     add("--gpuperf-patch", metavar="PATH", help="write what would make this run's values the baselines, for git apply")
-    add("--gpuperf-budget", metavar="SECONDS", help="most seconds to measure one metric, warm-up included")
+    add(
+        "--gpuperf-budget",
+        metavar="SECONDS",
+        help="about how many seconds to measure one metric at most, after the first calls",
+    )
     for name, subject in (
         ("missing", "metrics without a baseline"),
         ("inconclusive", "metrics that noise leaves undecided"),

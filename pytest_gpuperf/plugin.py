@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 import pytest
 
@@ -102,6 +102,19 @@ def run_of(config: pytest.Config) -> "Run":
     return config.stash[run_key]
 
 
+def device_kind(config: pytest.Config) -> Literal["cuda", "cpu"]:
+    """What tests are measured on, for a `pytest_generate_tests` that chooses sizes by it.
+
+    Raises:
+        pytest.UsageError: The devices cannot be looked up.
+    """
+    machine = run_of(config).machine
+    try:
+        return "cpu" if machine.is_unusable else machine.devices[0].kind
+    except GpuperfError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Find the user's mistakes, and baselines that cannot be read, before GPU time is spent."""
@@ -169,6 +182,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, or under --gpuperf-require-gpu fail, what this machine cannot run."""
     if not _is_mine(item):
         return
+    if recorder_key in item.stash:  # of an earlier try, when a plugin runs tests again
+        del item.stash[recorder_key]
+    if record_key in item.stash:
+        del item.stash[record_key]
     run = run_of(item.config)
     if run.settings.disable:
         pytest.skip("--gpuperf-disable")
@@ -189,7 +206,9 @@ def gpus(request: pytest.FixtureRequest) -> "Iterator[tuple[Device, ...]]":
     """
     from pytest_gpuperf.lease import lease
 
-    with _as_failure(), lease(run_of(request.config).candidates(requirement_of(request.node))) as devices:
+    run = run_of(request.config)
+    candidates = run.candidates(requirement_of(request.node))
+    with _as_failure(), lease(candidates) as devices, run.machine.current(devices[0]):
         yield devices
 
 
@@ -370,8 +389,7 @@ class ControllerHooks:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Put what arrives on disk at once."""
-        if report.when == "setup":
-            self._seen.add(report.nodeid)
+        self._seen.add(report.nodeid)  # whatever the phase: a worker that dies in a fixture reports no setup
         text = report.__dict__.pop("gpuperf_record", None)
         if text is not None:
             from pytest_gpuperf.interop.pytest_benchmark import export
@@ -416,5 +434,5 @@ class ControllerHooks:
         width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width
         names = sorted({record.environment.hardware.name for record in self._controller.records})
         terminalreporter.section(f"GPU performance: {', '.join(names)}")
-        for line in self._controller.lines(width, run_of(self._config).machine.gpu_problem):
+        for line in self._controller.lines(width, run_of(self._config).machine.problem):
             terminalreporter.write_line(line.text, **({line.colour: True} if line.colour else {}))

@@ -17,6 +17,8 @@ from pytest_gpuperf.workloads import Workload
 
 #: A value this far above the hardware's peak is an error of the measurement.
 OVER_PEAK = 1.02
+#: Types that a peak may be known of.
+DTYPES = ("float16", "bfloat16", "float32", "tf32", "float64", "float8", "int8")
 
 
 class Work(Record, frozen=True, kw_only=True):
@@ -110,8 +112,8 @@ class Recorder:
         work = _complete(call, work, self._mode)
         if metric is not None:
             _check_name(metric)
-        if work.dtype is not None and not isinstance(work.dtype, str):
-            raise UsageError(f"dtype={work.dtype!r} is not the name of a type. Write 'bfloat16', 'float8', ...")
+        if work.dtype is not None and work.dtype not in DTYPES:
+            raise UsageError(f"dtype={work.dtype!r} is not known. Valid: {', '.join(sorted(DTYPES))}.")
         metric = metric or ("throughput" if work.flop else "bandwidth" if work.bytes_moved else "time")
         self._refuse_second(metric)
         allowed = self._tolerance if tolerance is None else parse_tolerance(tolerance)
@@ -241,7 +243,8 @@ def _measurement(
     """Turn a time into the metric that people speak of: FLOP/s, B/s, or the time itself."""
     amount = work.flop or work.bytes_moved
     unit = "FLOP/s" if work.flop else "B/s" if work.bytes_moved else "s"
-    kind: Kind = work.kind or ("compute" if work.flop else "memory")
+    # a plain time may be a matrix product's, whose noise between GPUs is the larger
+    kind: Kind = work.kind or ("memory" if work.bytes_moved and not work.flop else "compute")
     peak = _peak(unit, kind, work.dtype, device)
     measurement = Measurement(
         metric=metric,
@@ -257,6 +260,7 @@ def _measurement(
         bytes_moved=work.bytes_moved,
         peak=peak,
         is_peak_computed=peak is not None and device.is_peak_computed,
+        lacks_dtype=bool(work.flop and not work.dtype and device.peak_flops_per_s),
         spread=timing.spread,
         unstable=timing.unstable,
         telemetry=telemetry,

@@ -102,6 +102,7 @@ class Measurement(Record, frozen=True, kw_only=True):
         bytes_moved: Bytes read plus bytes written by one call.
         peak: What the hardware can do at most, in `unit`.
         is_peak_computed: The peak is an upper bound from clock and SM count, not a published figure.
+        lacks_dtype: The hardware has peaks, but nothing says which data type's applies.
         spread: Half the 95 % interval of the value within this run, as a fraction of it.
         unstable: Why the value had not settled when time ran out.
         telemetry: What the GPU did meanwhile.
@@ -120,6 +121,7 @@ class Measurement(Record, frozen=True, kw_only=True):
     bytes_moved: float | None = None
     peak: float | None = None
     is_peak_computed: bool = False
+    lacks_dtype: bool = False
     spread: float | None = None
     unstable: str | None = None
     telemetry: Telemetry | None = None
@@ -171,6 +173,8 @@ class Measurement(Record, frozen=True, kw_only=True):
             raise UsageError(f"of={of!r} is not something to compare with. Valid: 'peak'.")
         if of == "peak" and unit is not None:
             raise UsageError(f"A share of the peak has no unit. Drop unit={unit!r} or of='peak'.")
+        if of == "peak" and self.lacks_dtype:
+            raise UsageError("The peak depends on the data type. Add dtype='bfloat16', or whichever it is.")
         if of == "peak":
             return None if self.peak is None else bound * self.peak
         limit, base = to_base(bound, unit or self.unit)

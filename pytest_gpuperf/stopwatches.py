@@ -82,6 +82,7 @@ class CudaStopwatch:
         self._torch = torch
         self._device = torch.device("cuda", index)
         cache_bytes: int = torch.cuda.get_device_properties(self._device).L2_cache_size
+        self._host_s = 0.0
         self._flush_bytes = 2 * max(cache_bytes, 32 * 2**20)
 
     def now(self) -> float:
@@ -113,7 +114,8 @@ class CudaStopwatch:
                 f"The callable went on working for {format_value(rest_s, 's')} after its stream was done: "
                 "it uses another stream than the current one. Let it wait for that stream before it returns."
             )
-        return Estimate(device_s=device_s / calls, host_s=host_s / calls)
+        self._host_s = host_s / calls
+        return Estimate(device_s=device_s / calls, host_s=self._host_s)
 
     def blocks(self, call: Call, calls: int) -> Generator[float, None, None]:
         """Seconds between events that lie `calls` calls apart on a stream that is never empty."""
@@ -136,7 +138,7 @@ class CudaStopwatch:
         queued: deque[list[tuple[torch.cuda.Event, torch.cuda.Event]]] = deque()
         try:
             while True:
-                self._occupy(2e-3)
+                self._occupy(max(2e-3, 1.2 * batch * self._host_s))  # until all of the batch is launched
                 queued.append([self._cold_call(call, flush) for _ in range(batch)])
                 if len(queued) > 1:
                     done = queued.popleft()
@@ -159,6 +161,9 @@ class CudaStopwatch:
             with torch.cuda.graph(graph, stream=side):
                 for _ in range(calls):
                     call()
+        except self._torch.cuda.OutOfMemoryError:
+            self._recover_from_capture()
+            raise
         except RuntimeError:  # the call synchronises, or reads the host: what a graph cannot hold
             self._recover_from_capture()
             return None
@@ -179,7 +184,8 @@ class CudaStopwatch:
 
     def _occupy(self, seconds: float) -> None:
         """Keep the stream busy, so that what is launched next queues up behind."""
-        self._torch.cuda._sleep(int(seconds * 1.5e9))  # type: ignore[no-untyped-call]  # noqa: SLF001 - clock cycles
+        with self._torch.cuda.device(self._device):  # it spins on the current device, which may be another
+            self._torch.cuda._sleep(int(seconds * 2e9))  # type: ignore[no-untyped-call]  # noqa: SLF001 - clock cycles
 
     def _mark(self) -> "torch.cuda.Event":
         event = self._torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -62,6 +62,7 @@ class Plan(Record, frozen=True, kw_only=True):
             warmup_limit_s=self.warmup_limit_s * share,
             measure_s=self.measure_s * share,
             measure_limit_s=self.measure_limit_s * share,
+            period_s=self.period_s * share,  # or there is no time for two of them
         )
 
 

@@ -264,3 +264,13 @@ def test_under_xdist_ours_are_still_in_its_json(pytester: pytest.Pytester) -> No
     entries = read(pytester.path / "out.json")["benchmarks"]
 
     assert sorted(entry["name"] for entry in entries) == ["test_kernel", "test_other"]
+
+
+def test_gpu_that_cannot_be_used_does_not_disturb_those_who_measure_without_one(pytester: pytest.Pytester) -> None:
+    files = {"test_suite.py": "def test_a(benchmark):\n    benchmark(sum, range(100))\n"}
+    suite = Suite(files=files, environment={"CUDA_VISIBLE_DEVICES": "MIG-0"})
+    suite.run(pytester, "--benchmark-json=out.json").assert_outcomes(passed=1)
+
+    info = json.loads((pytester.path / "out.json").read_text())["machine_info"]
+    assert info["gpus"] == []
+    assert "MIG" in info["gpu_problem"]

@@ -318,18 +318,26 @@ def test_this_process_its_parent_and_its_children_are_family(child: int) -> None
     assert seen_with(os.getpid(), os.getppid(), child) == ()
 
 
-def test_a_process_with_the_same_parent_is_family() -> None:
+@pytest.mark.parametrize(("worker", "is_family"), [("gw0", True), (None, False)], ids=["worker", "no-worker"])
+def test_a_process_with_the_same_parent_is_family_of_a_worker_alone(worker: str | None, is_family: bool) -> None:
     code = (
         "import os, sys; from pytest_gpuperf.monitor import summarize; from pytest_gpuperf.testing import fake_state;"
         "after = fake_state(process_pids=(int(sys.argv[1]),));"
         "print(summarize([fake_state()], [after], [], 1.0).other_process_pids)"
     )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
+    environment |= {"PYTEST_XDIST_WORKER": worker} if worker else {}
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as sibling:
         told = subprocess.run(
-            [sys.executable, "-c", code, str(sibling.pid)], capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-c", code, str(sibling.pid)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
         sibling.kill()
-    assert told.stdout == "()\n"
+    assert told.stdout == ("()\n" if is_family else f"({sibling.pid},)\n")
 
 
 def test_a_process_of_another_family_is_another_process(stranger: int) -> None:

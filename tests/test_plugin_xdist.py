@@ -1,5 +1,7 @@
 """Under pytest-xdist: the same verdicts, one results file, one writer, readable mistakes."""
 
+from dataclasses import replace
+
 import pytest
 from harness import (
     FAKE_H100,
@@ -201,3 +203,33 @@ def test_without_xdist_everything_works(pytester: pytest.Pytester) -> None:
     suite = suite_of(KERNEL, "-p", "no:xdist").record(pytester)
 
     suite.slower().run(pytester).assert_outcomes(failed=1)
+
+
+def test_test_whose_worker_died_in_a_fixture_is_not_taken_for_gone(pytester: pytest.Pytester) -> None:
+    source = """
+import os
+import pytest
+
+@pytest.fixture
+def engine():
+    if os.environ.get("DIES"):
+        os._exit(1)
+
+def test_dying(gpu_benchmark, engine):
+    gpu_benchmark(lambda: 1e-3)
+
+def test_living(gpu_benchmark):
+    gpu_benchmark(lambda: 1e-3)
+"""
+    suite = Suite(files={"test_suite.py": source}).in_subprocess().record(pytester)
+    result = replace(suite, environment={"DIES": "1"}).run(pytester, "-n2")
+
+    result.stdout.fnmatch_lines(["*1 of 1 metrics compared: 1 PASS.*"])
+    result.stdout.no_fnmatch_line("*Unused baselines*")
+
+
+def test_reason_for_measuring_on_the_cpu_is_given_by_the_controller_too(pytester: pytest.Pytester) -> None:
+    files = {"test_suite.py": "def test_a(gpu_benchmark):\n    gpu_benchmark(lambda: sum(range(1000)))\n"}
+    result = Suite(files=files, conftest="").in_subprocess().run(pytester, "-n2")
+
+    result.stdout.fnmatch_lines(["Measured on the CPU: *"])

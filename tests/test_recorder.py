@@ -359,8 +359,24 @@ def test_a_recorded_value_has_a_unit(unit: Any) -> None:
 
 
 def test_a_data_type_is_a_name_and_not_the_type() -> None:
-    with pytest.raises(UsageError, match="is not the name of a type"):
+    with pytest.raises(UsageError, match="is not known"):
         recorder().benchmark(lambda: 1e-3, work=Work(flop=1e9, dtype=np.float16))  # type: ignore[arg-type]
+
+
+def test_a_data_type_that_nobody_knows_is_refused_instead_of_having_no_peak() -> None:
+    with pytest.raises(UsageError, match="dtype=.bf16. is not known"):
+        recorder().benchmark(lambda: 1e-3, work=Work(flop=1e9, dtype="bf16"))
+
+
+def test_a_floor_of_the_peak_needs_the_data_type_where_peaks_are_known() -> None:
+    measured = recorder().benchmark(lambda: 1e-3, work=Work(flop=1e9))
+    with pytest.raises(UsageError, match="Add dtype='bfloat16'"):
+        measured.assert_at_least(0.5, of="peak")
+
+
+def test_a_plain_time_is_judged_with_the_larger_noise_of_matrix_products() -> None:
+    assert recorder().benchmark(lambda: 1e-3, work=Work()).kind == "compute"
+    assert recorder().benchmark(lambda: 1e-3, work=Work(bytes_moved=1e6)).kind == "memory"
 
 
 # Regions

@@ -29,9 +29,12 @@ class _Source:
 
 
 def add_gpus(machine_info: dict[str, Any], machine: Machine) -> None:
-    """Add `gpus`, `driver` and `cuda` to pytest-benchmark's `machine_info`: none and null without a GPU."""
+    """Add `gpus`, `driver` and `cuda` to pytest-benchmark's `machine_info`: none, null and why without a GPU."""
     nvml = machine.nvml
-    machine_info["gpus"] = [gpu.name for gpu in machine.gpus]
+    problem = machine.problem
+    if problem:
+        machine_info["gpu_problem"] = problem
+    machine_info["gpus"] = [] if problem else [gpu.name for gpu in machine.gpus]
     machine_info["driver"] = nvml.driver_version() if nvml else None
     machine_info["cuda"] = nvml.cuda_version() if nvml else None
 

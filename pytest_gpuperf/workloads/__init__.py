@@ -55,7 +55,8 @@ def _free_bytes(device: str) -> float:
     if device.startswith("cuda"):
         import torch
 
-        return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+        unused_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused_bytes)
     meminfo = Path("/proc/meminfo")  # MemAvailable counts the page cache, which gives way
     rows = meminfo.read_text().splitlines() if meminfo.exists() else []
     available = next((row for row in rows if row.startswith("MemAvailable:")), None)
