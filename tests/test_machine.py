@@ -194,3 +194,9 @@ def test_a_torch_that_sees_the_same_gpu_is_fine(monkeypatch: pytest.MonkeyPatch)
 def test_a_mig_instance_is_not_compared_with_the_whole_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda_of_torch(monkeypatch, uuid="5f1b3c1e-8a53-4d2b-9c1e-0123456789ab")
     check_torch(Device(kind="cuda", index=0, uuid="MIG-1", name="NVIDIA H100 MIG 1g.10gb", memory_bytes=10**10))
+
+
+def test_a_machine_whose_torch_has_no_cuda_leaves_the_current_device_alone() -> None:
+    second = find_devices(FakeNvml(fake_gpu(0), fake_gpu(1)), cuda_visible_devices=None)[1]
+    with Machine("auto").current(second) as entered:
+        assert entered is None
