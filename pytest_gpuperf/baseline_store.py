@@ -93,7 +93,7 @@ def _locked(root: Path) -> Iterator[None]:
             f"Waited {LOCK_TIMEOUT_S:g} s for {path}: another pytest or gpuperf updates baselines there. "
             f"`fuser -v {shlex.quote(str(path))}` names the process; wait for it or end it. No file was changed."
         ) from None
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the latter is filelock's word for no flock here
         raise BaselineError(
             f"{path} could not be locked: {error_text(error)}. No file was changed. "
             "Updating needs a folder that can be written to, on a file system with flock."

@@ -99,7 +99,7 @@ def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return False
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the latter is filelock's word for no flock here
         raise DeviceError(
             f"{path} cannot be locked: {error}. Set GPUPERF_LOCK_DIR to a folder on a local disk."
         ) from error

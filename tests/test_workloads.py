@@ -279,3 +279,24 @@ def test_a_transfer_that_does_not_fit_is_refused(free_bytes: Callable[[float], N
 def test_a_workload_is_one(work: Callable[[], object]) -> None:
     assert isinstance(work(), Workload)
     assert not isinstance(lambda: None, Workload)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_skipped"),
+    [
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmulAlgoGetHeuristic`", True),
+        ("torch._scaled_mm is only supported on CUDA devices with compute capability >= 9.0", True),
+    ],
+)
+def test_a_broken_device_fails_the_test_and_only_a_product_that_it_lacks_skips_it(
+    monkeypatch: pytest.MonkeyPatch, message: str, is_skipped: bool
+) -> None:
+    def broken(_: Matmul) -> object:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(Matmul, "__call__", broken)
+    with pytest.raises(NotSupported if is_skipped else RuntimeError) as error:
+        Matmul(64, dtype="float32", device="cpu")
+    assert isinstance(error.value, NotSupported) == is_skipped
