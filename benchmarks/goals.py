@@ -34,6 +34,8 @@ def run(scratch: Path, number: int, planted: float, chosen: str, *options: str) 
     found = read_results(results)
     tests = {
         record.key.test: {
+            "value": record.measurements[0].value,
+            "unit": record.measurements[0].unit,
             "time_s": record.measurements[0].time_s,
             "method": str(record.measurements[0].method),
             "spread": record.measurements[0].spread,
@@ -57,7 +59,7 @@ def summarize(runs: list[dict[str, object]], title: str) -> None:
     names = list(runs[0]["tests"]) if runs else []  # type: ignore[call-overload]
     for name in names:
         rows = [run["tests"][name] for run in runs]  # type: ignore[index]
-        times = [row["time_s"] for row in rows]
+        times = [row["time_s"] or 1 / row["value"] for row in rows]  # a rate as seconds per token
         cv = statistics.stdev(times) / statistics.mean(times) if len(times) > 1 else float("nan")
         verdicts = [row["verdict"] for row in rows]
         tally = ", ".join(f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts)))
