@@ -131,7 +131,7 @@ def _epoch(run: RunInfo, record: TestRecord, measurement: Measurement, *, reason
         devices=record.devices,
         environment=environment_key(record.environment),
         commit=run.commit,
-        runs=(_baseline_run(run, record, measurement),),
+        runs=_baseline_runs(run, record, measurement.metric),
     )
     return MetricBaseline(
         unit=measurement.unit,
@@ -143,7 +143,15 @@ def _epoch(run: RunInfo, record: TestRecord, measurement: Measurement, *, reason
     )
 
 
-def _baseline_run(run: RunInfo, record: TestRecord, measurement: Measurement) -> BaselineRun:
+def _baseline_runs(run: RunInfo, record: TestRecord, metric: str) -> tuple[BaselineRun, ...]:
+    """All runs of a metric; those in further processes are numbered from 2."""
+    return tuple(
+        _baseline_run(run.run_id if number == 1 else f"{run.run_id}-{number}", record, measurement)
+        for number, measurement in enumerate(record.runs_of(metric), start=1)
+    )
+
+
+def _baseline_run(run_id: str, record: TestRecord, measurement: Measurement) -> BaselineRun:
     if not 0 < measurement.value <= LARGEST_NUMBER:
         raise UsageError(
             f"{measurement.metric} of {record.key} is {measurement.value:g} {measurement.unit}: "
@@ -155,7 +163,7 @@ def _baseline_run(run: RunInfo, record: TestRecord, measurement: Measurement) ->
         spread=measurement.spread,
         sm_clock_mhz=telemetry.sm_clock_mhz if telemetry else None,
         power_w=telemetry.power_w if telemetry else None,
-        run_id=run.run_id,
+        run_id=run_id,
     )
 
 

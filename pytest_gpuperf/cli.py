@@ -10,11 +10,12 @@ import typer
 from pytest_gpuperf import baseline_file, baseline_store
 from pytest_gpuperf.errors import GpuperfError, UsageError
 from pytest_gpuperf.machine import Machine
+from pytest_gpuperf.priors import read_priors
 from pytest_gpuperf.records import BaselineFile, MetricBaseline, Results, TestRecord, Verdict
 from pytest_gpuperf.report.controller import refusals, tally, unused_entries
 from pytest_gpuperf.report.results import read_results
 from pytest_gpuperf.report.terminal import Line, baseline_command, notes, table
-from pytest_gpuperf.run import judge_one
+from pytest_gpuperf.run import judge_record
 from pytest_gpuperf.units import format_percent, format_value
 
 GOOD, ERROR, REGRESSION, NOT_SETTLED = 0, 1, 2, 3
@@ -236,20 +237,7 @@ def _judged(record: TestRecord, visit: str, root: Path) -> TestRecord:
     """The record with verdicts against the baselines as they are now."""
     path = baseline_file.baseline_path(root, record.slug, record.key.module)
     file = baseline_file.read(path, module=record.key.module)
-    verdicts = tuple(
-        judge_one(
-            record.key,
-            measurement,
-            file,
-            environment=record.environment,
-            devices=record.devices,
-            visit=visit,
-        )
-        for measurement in record.measurements
-    )
-    from msgspec.structs import replace
-
-    return replace(record, verdicts=verdicts)
+    return judge_record(record, file, visit=visit, priors=read_priors(root, record.slug))
 
 
 def _chosen(found: Results, tests: list[str] | None) -> list[TestRecord]:

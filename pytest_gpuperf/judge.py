@@ -7,13 +7,17 @@ Student t distribution. With the margin m = log(1 + tolerance):
     REGRESSED   d > m and d - t se > 0      more than the tolerance, and not by chance
     IMPROVED    d < -m and d + t se < 0
     PASS        d + t(95 %) se < m          surely less than the tolerance
-                d < m, if t(95 %) se >= m   the noise leaves no room for more: `is_low_power`
+                d < m                       where noise hides the tolerance from an unchanged metric: `is_low_power`
     INCONCLUSIVE otherwise
 
-One false REGRESSED in a thousand is allowed, over all looks together, so each look has a third of that.
+A metric may be looked at more than once: after the first run, after the third and after the sixth (confirm.py makes
+them, in fresh processes). From the second look on the first run, which raised the suspicion, is left out: what was
+picked because it stands out is no evidence, and one process that was out of luck accuses nobody. One false REGRESSED
+in a thousand is allowed over all looks together, fewer in a run of many metrics (`alpha_of`); `CONFIRMED` says which
+share each look may spend. A metric that is judged once spends all at once.
 
-How confirm.py plugs in: on INCONCLUSIVE it measures in fresh processes until LOOKS says, and calls `judge` again with
-all the runs so far, of the same session, and the next `look`.
+From the sixth session of an epoch on, the runs are also compared with its first five sessions alone, so that a slow
+drift cannot carry the baseline along; both comparisons share the false-alarm rate.
 """
 
 import dataclasses
@@ -21,93 +25,53 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 from msgspec.structs import replace
 
 from pytest_gpuperf.errors import MeasurementError
+from pytest_gpuperf.priors import Prior, Priors, prior_of
 from pytest_gpuperf.records import (
     Environment,
     Hardware,
-    Kind,
     Measurement,
     MetricBaseline,
-    Record,
     Session,
     Status,
     Verdict,
 )
-from pytest_gpuperf.stats import SessionLogs, VarianceComponents, predict, t_quantile, variance_components
+from pytest_gpuperf.stats import Prediction, SessionLogs, predict, t_probability, t_quantile, variance_components
 from pytest_gpuperf.units import Better, format_percent, format_value
 
-#: Runs judged at the first, second and third look.
+#: Runs made by the first, second and third look.
 LOOKS = (1, 3, 6)
-#: Chance of a false REGRESSED over all looks.
-ALPHA = 0.001
-#: Sessions below which a baseline is provisional.
+#: Share of the false-alarm rate that each of these looks may spend. The first only raises a suspicion.
+CONFIRMED = (0.1, 0.8, 0.1)
+#: The same where there is one look alone.
+ONCE = (1.0,)
+#: Chance of a false REGRESSED of one metric over all looks, and of any in a run.
+ALPHA, ALPHA_OF_A_RUN = 0.001, 0.02
+#: Sessions below which a baseline is provisional, and those that hold an epoch where it began.
 ENOUGH_SESSIONS = 5
-#: What a prior is worth. With it, 5 sessions of a quiet kernel show a slowdown of 5 % with probability 0.99, without it
-#: 0.44 (simulated at an alpha of 0.001, noise 0.7 % between sessions and 0.3 % between runs).
-PRIOR_DEGREES_OF_FREEDOM = 10.0
 
-_ALPHA_OF_A_LOOK = ALPHA / len(LOOKS)
 _CONFIDENCE = 0.95
 _POWER = 0.8
 _TIME_UNITS = ("s", "s/tok", "s/req")
 
 
-class Prior(Record, frozen=True, kw_only=True):
-    """Noise to expect of a kind of metric, as relative standard deviations, and its default tolerance.
-
-    Attributes:
-        within: Between runs of one session.
-        session: Between sessions on one physical device.
-        device: Between physical devices of one model.
-        floor: Least deviation between sessions that is believed.
-        tolerance: Largest slowdown accepted where the test says nothing.
-        source: Where the figures come from.
-    """
-
-    within: float
-    session: float
-    device: float
-    floor: float
-    tolerance: float
-    source: str
-
-    @property
-    def variances(self) -> VarianceComponents:
-        """The same as variances of the logarithm."""
-        return VarianceComponents(
-            within=self.within**2,
-            session=self.session**2,
-            device=self.device**2,
-            degrees_of_freedom=PRIOR_DEGREES_OF_FREEDOM,
-        )
-
-
-_H100S = "six H100s of different machines, 2026-11; ten processes each on four of them"
-_PINNED = "pinned copies on six H100s of different machines, 2026-11"
-_PAGEABLE = "pageable copies on six machines with an H100, 2026-11"
-_ASSUMED = "assumed, not yet measured"
-_SHARED_CPU = "a shared virtual machine with two cores, 2026-11"
-
-PRIORS: Mapping[Kind | Literal["cpu"], Prior] = {
-    "memory": Prior(within=0.0005, session=0.0005, device=0.0005, floor=0.0005, tolerance=0.03, source=_H100S),
-    "compute": Prior(within=0.0035, session=0.003, device=0.01, floor=0.0005, tolerance=0.03, source=_H100S),
-    "transfer": Prior(within=0.003, session=0.005, device=0.005, floor=0.0005, tolerance=0.05, source=_PINNED),
-    "host": Prior(within=0.05, session=0.05, device=0.05, floor=0.005, tolerance=0.20, source=_PAGEABLE),
-    "end-to-end": Prior(within=0.015, session=0.02, device=0.02, floor=0.005, tolerance=0.05, source=_ASSUMED),
-    "cpu": Prior(within=0.03, session=0.05, device=0.05, floor=0.005, tolerance=0.10, source=_SHARED_CPU),
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Comparison:
-    difference: float  # of logarithms; + is worse
+    """Of logarithms; + is worse.
+
+    Attributes:
+        least: Standard error at the last look.
+    """
+
+    difference: float
     expected_log: float
     standard_error: float
+    least: float
     degrees_of_freedom: float
+    alpha: float
 
     def margin_of_error(self, probability: float) -> float:
         return t_quantile(probability, self.degrees_of_freedom) * self.standard_error
@@ -116,23 +80,47 @@ class _Comparison:
         return math.expm1(self.difference + self.margin_of_error(probability))
 
     def is_too_noisy(self, margin: float) -> bool:
-        return self.margin_of_error(_CONFIDENCE) >= margin
+        """Whether not even the last look would pass nearly every unchanged metric."""
+        return 2 * t_quantile(_CONFIDENCE, self.degrees_of_freedom) * self.least >= margin
+
+    def is_worse(self, margin: float) -> bool:
+        return self.difference > max(margin, self.margin_of_error(1 - self.alpha))
+
+    @property
+    def p_value(self) -> float:
+        """Chance of a difference as large as this if nothing changed."""
+        return 1 - t_probability(self.difference / self.standard_error, self.degrees_of_freedom)
 
     @property
     def minimum_detectable_effect(self) -> float:
-        return math.expm1(self.margin_of_error(1 - _ALPHA_OF_A_LOOK) + self.margin_of_error(_POWER))
+        quantiles = (t_quantile(probability, self.degrees_of_freedom) for probability in (1 - self.alpha, _POWER))
+        return math.expm1(sum(quantiles) * self.standard_error)
 
     def in_words(self, unit: str) -> str:
         low, change, high = (self.change_at(probability) for probability in (0.025, 0.5, 0.975))
-        worse, better = ("slower", "faster") if unit in _TIME_UNITS or unit.endswith("/s") else ("worse", "better")
+        worse, better = worse_and_better(unit)
         if change < 0:
             low, change, high, worse = -high, -change, -low, better
         return f"{format_percent(change)} {worse} ({format_percent(low)} to {format_percent(high)})"
 
 
-def prior_of(kind: Kind, *, is_cpu: bool) -> Prior:
-    """Return the noise to expect of a kind of metric, on a GPU or by wall clock on a CPU."""
-    return PRIORS["cpu" if is_cpu else kind]
+def worse_and_better(unit: str) -> tuple[str, str]:
+    """What a metric became: slower or faster where its unit speaks of time."""
+    return ("slower", "faster") if unit in _TIME_UNITS or unit.endswith("/s") else ("worse", "better")
+
+
+def alpha_of(metrics: int, rejected: int = 0) -> float:
+    """Return the chance of a false REGRESSED that the next metric of a run may spend.
+
+    Holm's bound (1979), taken in the order of the run: with m metrics, of which r are REGRESSED already, the next may
+    be rejected at ALPHA_OF_A_RUN / (m - r). Up to the first false rejection only metrics that did change have been
+    rejected, so every unchanged one is held against ALPHA_OF_A_RUN divided by their number at most.
+
+    Args:
+        metrics: Those of the run that have a baseline.
+        rejected: How many of them are REGRESSED already.
+    """
+    return min(ALPHA, ALPHA_OF_A_RUN / max(metrics - rejected, 1))
 
 
 def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so that old results can be judged again
@@ -146,6 +134,9 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     is_cpu: bool,
     health: str | None = None,
     look: int = 1,
+    spending: tuple[float, ...] = ONCE,
+    alpha: float = ALPHA,
+    priors: Priors | None = None,
 ) -> Verdict:
     """Compare the current runs of one metric with the sessions accepted as good.
 
@@ -153,7 +144,8 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     one, so that a tolerance means the same for a time and for its inverse. A rate that halves is 100 % slower.
 
     Args:
-        measurements: The runs, one process each; at least one, all of one metric and one session.
+        measurements: The runs, one process each, in order; at least one, all of one metric and one session. The first
+            one counts at the first look alone.
         baseline: What was accepted; `None` if nothing was.
         environments: Those that the sessions name.
         environment: Where the runs were taken.
@@ -162,7 +154,10 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
         visit: The visit to the machine that the runs belong to; sessions of the same visit share what it does to them.
         is_cpu: The runs were timed by wall clock on a CPU.
         health: Why the device cannot be trusted, such as `hardware thermal slowdown for 12 % of the time`.
-        look: 1, 2 or 3: how often these runs have been judged, this time included.
+        look: How often these runs have been judged, this time included.
+        spending: `CONFIRMED` where up to three looks are planned, `ONCE` for one.
+        alpha: Chance of a false REGRESSED over all looks; see `alpha_of`.
+        priors: What is known of noise; `None`: the package's.
 
     Returns:
         The verdict. Its change, limits and smallest detectable effect (at 80 % power, independent of the tolerance)
@@ -172,10 +167,12 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
         MeasurementError: A value is not a finite number above 0.
     """
     first = measurements[0]
-    prior = prior_of(first.kind, is_cpu=is_cpu)
+    if look > 1 and len(measurements) > 1:
+        measurements = measurements[1:]
+    prior = prior_of(first.kind, is_cpu=is_cpu, priors=priors)
     tolerance = prior.tolerance if first.tolerance is None else first.tolerance
-    blank = Verdict(status="NEW", metric=first.metric, reason="", tolerance=tolerance, runs=len(measurements))
     logs = [_log(run.value, run.better, run.metric, run.unit) for run in measurements]
+    blank = Verdict(status="NEW", metric=first.metric, reason="", tolerance=tolerance, runs=len(logs))
 
     if health:  # with or without a baseline: such a value is not to be recorded either
         return replace(blank, status="INVALID", reason=health)
@@ -184,13 +181,32 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     sessions, differences = _same_hardware(baseline.sessions, environments, environment.hardware)
     if differences := _other_identity(measurements, baseline) or differences:
         return replace(blank, status="INCOMPARABLE", reason=f"Not comparable: {'; '.join(differences)}.")
-    session_logs = [_session_logs(session, baseline, first.metric) for session in sessions]
-    components = variance_components(session_logs, prior=prior.variances, floor=prior.floor)
-    components = dataclasses.replace(components, within=max(components.within, _unsettled(measurements, sessions)))
-    comparison = _compare(logs, session_logs, components, devices, visit)
+
+    question = _Question(
+        logs=logs,
+        unsettled=_unsettled(measurements, sessions),
+        prior=prior,
+        devices=_group(devices),
+        visit=visit,
+        most_runs=max(LOOKS[len(spending) - 1] - 1, len(logs)),
+    )
+    past = [_session_logs(session, baseline, first.metric) for session in sessions]
+    share = spending[min(look, len(spending)) - 1] * alpha
+    has_start = len(past) > ENOUGH_SESSIONS
+    now = _compare(question, past, share / 2 if has_start else share)
+    since_start = _compare(question, past[:ENOUGH_SESSIONS], share / 2) if has_start else None
     verdict = replace(blank, sessions=len(sessions), is_provisional=len(sessions) < ENOUGH_SESSIONS)
-    is_known_device = _group(devices) in [session.device_group for session in session_logs]
-    return _decide(verdict, comparison, baseline, remedy=_remedy(len(logs), look, is_known_device=is_known_device))
+    is_known = question.devices in [session.device_group for session in past]
+    remedy = _remedy(len(logs), is_last=look >= len(spending), is_known_device=is_known)
+    decided = _decide(verdict, now, since_start, baseline, remedy=remedy)
+    return _in_cycles(decided, now, measurements, baseline, sessions=_nearest(sessions, question.devices))
+
+
+def is_settled(verdict: Verdict, look: int) -> bool:
+    """Whether more runs would not change a verdict: a REGRESSED from the first run alone is a suspicion."""
+    if verdict.status == "REGRESSED":
+        return look > 1
+    return verdict.status != "INCONCLUSIVE"
 
 
 def hardware_differences(now: Hardware, then: Hardware) -> tuple[str, ...]:
@@ -275,21 +291,43 @@ def _partition(hardware: Hardware) -> str:
     return "MIG instance" if hardware.is_mig else "whole GPU"
 
 
-def _compare(
-    logs: Sequence[float],
-    sessions: Sequence[SessionLogs],
-    components: VarianceComponents,
-    devices: tuple[str, ...],
-    visit: str | None,
-) -> _Comparison:
-    prediction = predict(
-        sessions, components, device_group=_group(devices), current_runs=len(logs), visit=visit or object()
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """What is asked of any set of sessions.
+
+    Attributes:
+        logs: Of the current runs.
+        unsettled: Variance between runs that their own intervals show.
+        most_runs: At the last look.
+    """
+
+    logs: Sequence[float]
+    unsettled: float
+    prior: Prior
+    devices: tuple[str, ...]
+    visit: str | None
+    most_runs: int
+
+
+def _compare(question: _Question, sessions: Sequence[SessionLogs], alpha: float) -> _Comparison:
+    prior, logs = question.prior, question.logs
+    components = variance_components(sessions, prior=prior.variances, floor=prior.floor, current=logs)
+    within = dataclasses.replace(components.within, value=max(components.within.value, question.unsettled))
+    components = dataclasses.replace(components, within=within)
+
+    def prediction(runs: int) -> Prediction:
+        visit = question.visit or object()
+        return predict(sessions, components, device_group=question.devices, current_runs=runs, visit=visit)
+
+    now = prediction(len(logs))
+    last = now if question.most_runs == len(logs) else prediction(question.most_runs)
     return _Comparison(
-        difference=fmean(logs) - prediction.expected_log,
-        expected_log=prediction.expected_log,
-        standard_error=prediction.standard_error,
-        degrees_of_freedom=components.degrees_of_freedom,
+        difference=fmean(logs) - now.expected_log,
+        expected_log=now.expected_log,
+        standard_error=now.standard_error,
+        least=last.standard_error,
+        degrees_of_freedom=now.degrees_of_freedom,
+        alpha=alpha,
     )
 
 
@@ -299,31 +337,47 @@ def _unsettled(measurements: Sequence[Measurement], sessions: Sequence[Session])
     return fmean([(spread / 2) ** 2 for spread in spreads if spread is not None] or [0.0])
 
 
-def _decide(verdict: Verdict, comparison: _Comparison, baseline: MetricBaseline, *, remedy: str) -> Verdict:
+def _decide(
+    verdict: Verdict, now: _Comparison, since_start: _Comparison | None, baseline: MetricBaseline, *, remedy: str
+) -> Verdict:
     margin = math.log1p(verdict.tolerance)
-    status = _status(comparison, margin)
-    is_low_power = status == "PASS" and comparison.is_too_noisy(margin)
-    parts = [f"{comparison.in_words(baseline.unit)}, tolerance {format_percent(verdict.tolerance)}"]
+    status = _status(now, margin)
+    has_drifted = status != "REGRESSED" and since_start is not None and since_start.is_worse(margin)
+    if has_drifted:
+        status = "REGRESSED"
+    is_low_power = status == "PASS" and now.is_too_noisy(margin)
+    parts = [f"{now.in_words(baseline.unit)}, tolerance {format_percent(verdict.tolerance)}"]
     if is_low_power:
-        parts.append(f"low power: sees {format_percent(comparison.minimum_detectable_effect)} at best")
+        parts.append(f"low power: sees {format_percent(now.minimum_detectable_effect)} at best")
+    if has_drifted and since_start is not None:
+        parts.append(
+            f"drifted: {since_start.in_words(baseline.unit)} since this epoch's first {ENOUGH_SESSIONS} sessions"
+        )
     if status == "INCONCLUSIVE":
         parts.append(remedy)
     return replace(
         verdict,
         status=status,
         reason="; ".join(parts) + ".",
-        change=math.expm1(comparison.difference),
-        change_low=comparison.change_at(0.025),
-        change_high=comparison.change_at(0.975),
-        minimum_detectable_effect=comparison.minimum_detectable_effect,
-        baseline_value=math.exp(comparison.expected_log if baseline.better == "lower" else -comparison.expected_log),
+        change=math.expm1(now.difference),
+        change_low=now.change_at(0.025),
+        change_high=now.change_at(0.975),
+        minimum_detectable_effect=now.minimum_detectable_effect,
+        baseline_value=_value(now.expected_log, baseline),
+        value=_value(now.expected_log + now.difference, baseline),
+        p_value=now.p_value,
+        drift=math.expm1(since_start.difference) if since_start else None,
         is_low_power=is_low_power,
     )
 
 
+def _value(log: float, baseline: MetricBaseline) -> float:
+    return math.exp(log if baseline.better == "lower" else -log)
+
+
 def _status(comparison: _Comparison, margin: float) -> Status:
-    difference, certain = comparison.difference, comparison.margin_of_error(1 - _ALPHA_OF_A_LOOK)
-    if difference > margin and difference > certain:
+    difference, certain = comparison.difference, comparison.margin_of_error(1 - comparison.alpha)
+    if comparison.is_worse(margin):
         return "REGRESSED"
     if difference < -margin and difference < -certain:
         return "IMPROVED"
@@ -332,8 +386,46 @@ def _status(comparison: _Comparison, margin: float) -> Status:
     return "PASS" if comparison.is_too_noisy(margin) and difference < margin else "INCONCLUSIVE"
 
 
-def _remedy(runs: int, look: int, *, is_known_device: bool) -> str:
+def _remedy(runs: int, *, is_last: bool, is_known_device: bool) -> str:
     if not is_known_device:  # runs on it cannot tell its own offset from a change
         return "the baseline has no session on this very device, and devices differ: record one on it"
-    more = "more runs or more sessions in the baseline" if look < len(LOOKS) else "more sessions in the baseline"
+    more = "more sessions in the baseline" if is_last else "more runs or more sessions in the baseline"
     return f"not settled by {runs} run{'s' if runs > 1 else ''}: {more} may settle it"
+
+
+def _nearest(sessions: Sequence[Session], devices: tuple[str, ...]) -> list[Session]:
+    """Sessions on these very devices, where there are any: each device has a clock of its own under its power cap."""
+    return [session for session in sessions if _group(session.devices) == devices] or list(sessions)
+
+
+def _in_cycles(
+    verdict: Verdict,
+    comparison: _Comparison,
+    measurements: Sequence[Measurement],
+    baseline: MetricBaseline,
+    *,
+    sessions: Sequence[Session],
+) -> Verdict:
+    """Lay a compute-bound slowdown that is none in clock cycles at the clock's door."""
+    if verdict.status != "REGRESSED" or baseline.kind != "compute":
+        return verdict
+    now = _mean_clock_mhz([run.telemetry.sm_clock_mhz if run.telemetry else None for run in measurements])
+    then = _mean_clock_mhz([run.sm_clock_mhz for session in sessions for run in session.runs])
+    if now is None or then is None:
+        return verdict
+    cycles = comparison.difference + math.log(now / then)
+    is_worse = cycles > math.log1p(verdict.tolerance) or cycles > comparison.margin_of_error(1 - comparison.alpha)
+    if is_worse:
+        return verdict
+    return replace(
+        verdict,
+        status="INVALID",
+        reason=f"{comparison.in_words(baseline.unit)} in time, but {format_percent(math.expm1(cycles), signed=True)} "
+        f"in clock cycles: the SM clock was {now:.0f} MHz, {then:.0f} MHz in the baseline. It is the clock that "
+        "changed: look at heat and power, and whether the code draws more power now.",
+    )
+
+
+def _mean_clock_mhz(clocks: Sequence[float | None]) -> float | None:
+    known = [clock for clock in clocks if clock]
+    return fmean(known) if known else None

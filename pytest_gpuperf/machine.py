@@ -1,7 +1,9 @@
 """What this process can measure on: driver, devices and their clocks, each looked up once, when first needed."""
 
+import gc
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Literal
@@ -12,7 +14,7 @@ from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import Nvml, open_nvml
 from pytest_gpuperf.records import Environment
 from pytest_gpuperf.stopwatches import stopwatch_of
-from pytest_gpuperf.timing import Stopwatch
+from pytest_gpuperf.timing import Call, Stopwatch
 
 
 class Machine:
@@ -22,6 +24,7 @@ class Machine:
         choice: `auto` takes the GPUs where there are any, else the CPU; `cuda` insists; `cpu` ignores GPUs.
         nvml: A driver to use instead of the real one, for tests.
         make_stopwatch: A clock to use instead of the real ones, for tests.
+        anchors: Calls to measure instead of the real anchors, by name, for tests; with a clock given, none by default.
     """
 
     def __init__(
@@ -30,10 +33,13 @@ class Machine:
         *,
         nvml: Nvml | None = None,
         make_stopwatch: Callable[[Device], Stopwatch] | None = None,
+        anchors: Mapping[str, Call] | None = None,
     ) -> None:
         self._choice = choice
         self._given_nvml = nvml
         self._make_stopwatch = make_stopwatch
+        #: What stands for the real anchors, by name; `None`: they themselves.
+        self.anchors: Mapping[str, Call] | None = {} if anchors is None and make_stopwatch else anchors
         #: Why there is no GPU, in words; `None` where there is one or none was wanted.
         self.gpu_problem: str | None = None
 
@@ -127,6 +133,14 @@ class Machine:
 
         for device in devices:
             torch.cuda.synchronize(device.index)
+
+
+def release_memory() -> None:
+    """Give back the GPU memory that nothing in this process uses any more, so that another process finds it."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def check_torch(device: Device) -> None:

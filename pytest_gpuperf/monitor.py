@@ -1,9 +1,13 @@
-"""Telemetry of a region: counters before and after, a reading every 100 ms between, and what it says of the health."""
+"""Telemetry of a region: counters before and after, a reading every 100 ms between, and what it says of the health.
+
+Whoever else is on the device is looked at before, about once a second, and after; processes that come and go between
+two looks are not seen.
+"""
 
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,12 +19,17 @@ from pytest_gpuperf.units import format_percent
 
 #: NVML refreshes power and energy about every 100 ms.
 SAMPLE_EVERY_S = 0.1
+#: Other processes are looked for less often: the list of them takes the driver longer than all the rest.
+LOOK_EVERY_S = 1.0
 #: A shorter window holds too few updates of the energy counter to divide by (zeus: 100 ms; 50 of them are ±2 %).
 ENERGY_FROM_S = 5.0
 #: Share of the time under a thermal slowdown or a power brake from which a result is not the code's.
 UNHEALTHY_SHARE = 0.01
 #: NVBench discards samples below this fraction of the usual clock; so do we.
 CLOCK_FLOOR = 0.75
+#: A device that has come down by this much, or to this temperature, has cooled.
+FALL_C, COOL_C = 10.0, 60.0
+_COUNTERS = ("sw_thermal_s", "hw_thermal_s", "power_brake_s")
 
 Number = TypeVar("Number", int, float)
 
@@ -46,11 +55,13 @@ class Monitor:
         self._uuids = tuple(uuids) if nvml else ()
         self._stop = threading.Event()
         self._samples: list[GpuSample] = []
+        self._others: set[int] = set()
         self._error: DeviceError | None = None
         self._telemetry: Telemetry | None = None
 
     def __enter__(self) -> Self:
         self._before = self._states()
+        self._look(self._before)
         self._sampler = threading.Thread(target=self._sample_until_stopped, name="gpuperf-monitor", daemon=True)
         if self._uuids:
             self._sampler.start()
@@ -67,7 +78,8 @@ class Monitor:
         if error is None and self._error is not None:
             raise self._error
         if error is None:
-            self._telemetry = summarize(self._before, self._states(), self._samples, duration_s)
+            after = self._states()
+            self._telemetry = summarize(self._before, after, self._samples, duration_s, others=self._others)
 
     @property
     def telemetry(self) -> Telemetry:
@@ -83,20 +95,40 @@ class Monitor:
     def _states(self) -> tuple[GpuState, ...]:
         return tuple(self._nvml.state(uuid) for uuid in self._uuids) if self._nvml else ()
 
+    def _look(self, states: Sequence[GpuState]) -> None:
+        """Note who else is there while they can still be told from the host's process ids, which do not exist here."""
+        self._others.update(_other_processes(states) or ())
+
     def _sample_until_stopped(self) -> None:
+        look_s = time.perf_counter() + LOOK_EVERY_S
         try:
             while self._nvml and not self._stop.wait(SAMPLE_EVERY_S):
                 self._samples.extend(self._nvml.sample(uuid) for uuid in self._uuids)
+                if time.perf_counter() >= look_s:
+                    look_s += LOOK_EVERY_S
+                    self._look(self._states())
         except DeviceError as error:  # raised on leaving the region: in a thread of its own nobody would see it
             self._error = error
 
 
 def summarize(
-    before: Sequence[GpuState], after: Sequence[GpuState], samples: Sequence[GpuSample], duration_s: float
+    before: Sequence[GpuState],
+    after: Sequence[GpuState],
+    samples: Sequence[GpuSample],
+    duration_s: float,
+    *,
+    others: Collection[int] = (),
 ) -> Telemetry:
     """Condense counters and samples of one or more devices.
 
     Power and energy are summed over the devices, clocks averaged; temperature, memory and shares are the worst's.
+
+    Args:
+        before: One a device.
+        after: Likewise.
+        samples: Of all devices, taken in between.
+        duration_s: Time between before and after.
+        others: Other processes that were seen meanwhile.
     """
     devices = max(len(after), 1)
     readings = samples or [
@@ -116,7 +148,7 @@ def summarize(
         sw_thermal_share=_share("sw_thermal_s", before, after, duration_s),
         hw_thermal_share=_share("hw_thermal_s", before, after, duration_s),
         power_brake_share=_share("power_brake_s", before, after, duration_s),
-        other_process_pids=_other_processes([*before, *after]),
+        other_process_pids=_united(others, _other_processes([*before, *after])),
     )
 
 
@@ -142,6 +174,87 @@ def health(telemetry: Telemetry, *, usual_clock_mhz: float | None = None) -> str
     if clock_mhz and usual_clock_mhz and clock_mhz < CLOCK_FLOOR * usual_clock_mhz:
         return f"the SM clock was {clock_mhz:.0f} MHz, {usual_clock_mhz:.0f} MHz in the baseline"
     return None
+
+
+def is_passing(telemetry: Telemetry) -> bool:
+    """Whether what made the device unwell passes by itself, so that it is worth `cool_down` and another measurement.
+
+    Heat, a power brake and another process pass. A clock that is low without them does not: somebody has set it.
+    """
+    return health(telemetry) is not None  # which asks for no clock, if it does not know the usual one
+
+
+def cool_down(
+    nvml: Nvml | None,
+    uuids: Sequence[str],
+    *,
+    limit_s: float = 60.0,
+    cool_c: float = COOL_C,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Wait until devices are well: no slowdown by heat or power brake goes on, nobody else is there, and it is cooler.
+
+    Cooler is 10 K below the beginning, or `cool_c`. Looks once a second.
+
+    Args:
+        nvml: The driver's library, or `None` where there is none: then there is nothing to wait for.
+        uuids: Devices that the caller holds.
+        limit_s: Longest wait.
+        cool_c: Temperature in °C at which a device is cool, however it began.
+        clock: Seconds from any start.
+        sleep: Waits for some seconds.
+
+    Returns:
+        What happened, in words for a message.
+
+    Raises:
+        DeviceError: A device was lost.
+    """
+    if nvml is None or not uuids:
+        return "there is no GPU to wait for"
+    begin_s = clock()
+    first = before = [nvml.state(uuid) for uuid in uuids]
+    while True:
+        sleep(LOOK_EVERY_S)
+        now = [nvml.state(uuid) for uuid in uuids]
+        waited_s = clock() - begin_s
+        obstacle = _obstacle(first, before, now, cool_c)
+        if obstacle is None:
+            return f"well again after {waited_s:.0f} s{_fall(first, now)}"
+        if waited_s >= limit_s:
+            return f"still unwell after {waited_s:.0f} s{_fall(first, now)}: {obstacle}"
+        before = now
+
+
+def _obstacle(
+    first: Sequence[GpuState], before: Sequence[GpuState], now: Sequence[GpuState], cool_c: float
+) -> str | None:
+    """What still keeps devices from being well, with what mends it."""
+    if any((grown or 0.0) > 0 for name in _COUNTERS for grown in _differences(name, before, now)):
+        return "the driver still slows the clock down. Improve the cooling or the power supply, or use another GPU"
+    if others := _other_processes(now):
+        pids = ", ".join(map(str, others))
+        return f"another process uses the GPU (pid {pids}). End it, or use another GPU"
+    pairs = [(a.temperature_c, b.temperature_c) for a, b in zip(first, now, strict=True)]
+    if any(_is_hot(start, end, cool_c) for start, end in pairs):
+        return f"it is neither {FALL_C:.0f} K cooler nor at {cool_c:.0f} °C. Improve the cooling, or use another GPU"
+    return None
+
+
+def _is_hot(start_c: float | None, now_c: float | None, cool_c: float) -> bool:
+    """Whether a device is not cool, nor cooler; one that does not tell its temperature is not waited for."""
+    return start_c is not None and now_c is not None and now_c > cool_c and now_c > start_c - FALL_C
+
+
+def _fall(first: Sequence[GpuState], now: Sequence[GpuState]) -> str:
+    start_c = _largest(state.temperature_c for state in first)
+    end_c = _largest(state.temperature_c for state in now)
+    return "" if start_c is None or end_c is None else f", {start_c:.0f} °C then, {end_c:.0f} °C now"
+
+
+def _united(others: Collection[int], found: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return tuple(sorted({*others, *(found or ())})) if others or found is not None else None
 
 
 def _other_processes(states: Sequence[GpuState]) -> tuple[int, ...] | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Policy = Literal["pass", "warn", "fail"]
 DeviceChoice = Literal["auto", "cuda", "cpu"]
+AnchorsChoice = Literal["auto", "on", "off"]
 
 MARKERS = (
     "gpu(count=1, min_vram_gb=0, arch=None, nvlink=False): the devices that the test needs; without them it is skipped",
@@ -38,11 +39,12 @@ class Settings:
         key: Label of a runner pool, part of the baselines' folder.
         json: Where results.jsonl goes.
         patch: Where a patch of the baselines goes.
-        budget_s: Most seconds to measure one metric.
+        budget_s: Most seconds to spend on measuring a test again; 0: never; `None`: three times its own duration.
         missing: What a metric without a baseline does.
         inconclusive: What a metric that noise leaves undecided does.
         invalid: What a metric measured on an unwell GPU does.
         strict: All three fail, and so does a pass that the noise makes weak.
+        anchors: Whether to measure anchors; `auto`: on a GPU.
         disable: Skip the tests that measure.
     """
 
@@ -59,6 +61,7 @@ class Settings:
     inconclusive: Policy
     invalid: Policy
     strict: bool
+    anchors: AnchorsChoice
     disable: bool
 
 
@@ -90,7 +93,8 @@ def add_options(parser: pytest.Parser) -> None:
     add(
         "--gpuperf-budget",
         metavar="SECONDS",
-        help="about how many seconds to measure one metric at most, after the first calls",
+        help="how many seconds to spend on measuring an unsettled test again, in fresh processes; 0: never "
+        "(default: three times its own duration)",
     )
     for name, subject in (
         ("missing", "metrics without a baseline"),
@@ -98,6 +102,12 @@ def add_options(parser: pytest.Parser) -> None:
         ("invalid", "metrics measured while the GPU was unwell"),
     ):
         add(f"--gpuperf-{name}", choices=("pass", "warn", "fail"), help=f"what {subject} do (default: warn)")
+    add(
+        "--gpuperf-anchors",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="measure fixed workloads that tell whether the machine is its usual self (default: auto, on a GPU)",
+    )
     add("--gpuperf-disable", action="store_true", help="skip the tests that measure")
 
 
@@ -125,6 +135,7 @@ def read_settings(config: pytest.Config) -> Settings:
         inconclusive=option("--gpuperf-inconclusive") or policy,
         invalid=option("--gpuperf-invalid") or policy,
         strict=strict,
+        anchors=option("--gpuperf-anchors"),
         disable=option("--gpuperf-disable"),
     )
 
@@ -171,8 +182,8 @@ def _seconds(text: str | None) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise pytest.UsageError(f"--gpuperf-budget {text} is not a number of seconds above zero.")
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise pytest.UsageError(f"--gpuperf-budget {text} is not a number of seconds, zero or more.")
     return seconds
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
@@ -21,6 +21,8 @@ from pytest_gpuperf.options import (
 )
 
 if TYPE_CHECKING:  # imported where a test measures: a run without such tests does not pay for them
+    from pytest_gpuperf.confirm import Order  # noqa: F401 - in the type of order_key
+    from pytest_gpuperf.deferred import Deferred
     from pytest_gpuperf.devices import Device
     from pytest_gpuperf.machine import Machine  # noqa: F401 - in the type of machine_key
     from pytest_gpuperf.monitor import Monitor
@@ -34,7 +36,8 @@ settings_key = pytest.StashKey[Settings]()
 machine_key = pytest.StashKey["Machine"]()
 run_key = pytest.StashKey["Run"]()
 recorder_key = pytest.StashKey["Recorder"]()
-record_key = pytest.StashKey["TestRecord"]()
+deferred_key = pytest.StashKey["Deferred"]()
+order_key = pytest.StashKey["Order"]()
 deselected_key = pytest.StashKey[bool]()
 
 _FIXTURES = frozenset({"gpu", "gpus", "gpu_benchmark", "gpu_monitor", "perf"})
@@ -81,11 +84,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """In a fresh process that measures some tests again, run these alone."""
+    path = os.environ.pop("GPUPERF_ORDER", None)  # a pytest that a test starts is not meant
+    if path is None:
+        return
+    import msgspec
+
+    from pytest_gpuperf.confirm import Order
+    from pytest_gpuperf.deferred import confine
+
+    config.stash[order_key] = msgspec.json.decode(Path(path).read_bytes(), type=Order)
+    confine(config, config.stash[order_key])
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, read the options, and let the controller alone collect and write."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     config.stash[settings_key] = read_settings(config)
+    if order_key in config.stash and hasattr(config.option, "dist"):
+        config.option.dist, config.option.tx = "no", []  # pytest-xdist may have set them after our first word
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(ControllerHooks(config), "gpuperf-controller")
 
@@ -98,7 +118,8 @@ def run_of(config: pytest.Config) -> "Run":
 
         settings = config.stash[settings_key]
         machine = config.stash.get(machine_key, None) or Machine(settings.device)
-        config.stash[run_key] = Run(settings, machine, config.rootpath)
+        order = config.stash.get(order_key, None)
+        config.stash[run_key] = Run(settings, machine, config.rootpath, leased=order.leased if order else ())
     return config.stash[run_key]
 
 
@@ -153,7 +174,7 @@ def _read_baselines(run: "Run", items: list[pytest.Item]) -> None:
     for item in items:
         requirement = requirement_of(item)
         if run.shortfall(requirement) is None:
-            run.baselines_of(key_of(item), run.candidates(requirement)[0])
+            run.compared += len(run.baselines_of(key_of(item), run.candidates(requirement)[0]))
 
 
 def _is_mine(item: pytest.Item) -> bool:
@@ -178,10 +199,72 @@ def key_of(item: pytest.Item) -> "TestKey":
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run a test that measures, and hold its report back if its verdict needs more runs."""
+    if not _is_mine(item) or not _can_wait(item):
+        return None
+    _deferred_of(item.config).run_protocol(item, nextitem)
+    return True
+
+
+def _can_wait(item: pytest.Item) -> bool:
+    """Whether a test may be measured again: not in a process that does so, and not where others run tests their way."""
+    config, settings = item.config, item.config.stash[settings_key]
+    is_wanted = settings.budget_s != 0 and settings.accept is None and not settings.disable
+    reruns = vars(config.option).get("reruns") or item.get_closest_marker("flaky")
+    return is_wanted and order_key not in config.stash and not reruns and not vars(config.option).get("forked")
+
+
+def _deferred_of(config: pytest.Config) -> "Deferred":
+    if deferred_key not in config.stash:
+        from pytest_gpuperf.confirm import Invocation
+        from pytest_gpuperf.deferred import Deferred
+
+        given = config.invocation_params
+        arguments = (*map(str, given.args), *(("--no-cov",) if config.pluginmanager.hasplugin("_cov") else ()))
+        invocation = Invocation(arguments=arguments, folder=given.dir, root=config.rootpath)
+        config.stash[deferred_key] = Deferred(run_of(config), invocation)
+    return config.stash[deferred_key]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """When all tests have run, measure again in fresh processes what they left unsettled."""
+    try:
+        result = yield
+    except BaseException:
+        _release(session.config, "the run ended early")
+        raise
+    deferred = session.config.stash.get(deferred_key, None)
+    if deferred is not None and deferred.held:
+        if session.shouldfail or session.shouldstop:
+            deferred.release("the run ended early")
+        else:
+            _announce(session.config, len(deferred.held))
+            deferred.settle()
+    return result
+
+
+def _release(config: pytest.Config, why: str) -> None:
+    deferred = config.stash.get(deferred_key, None)
+    if deferred is not None:
+        deferred.release(why)
+
+
+def _announce(config: pytest.Config, count: int) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")  # none in a worker of pytest-xdist
+    if reporter is not None:
+        reporter.ensure_newline()
+        reporter.write_line(f"gpuperf: measuring {count} unsettled test{'s' * (count > 1)} again, in fresh processes")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, or under --gpuperf-require-gpu fail, what this machine cannot run."""
     if not _is_mine(item):
         return
+    from pytest_gpuperf.deferred import record_key
+
     if recorder_key in item.stash:  # of an earlier try, when a plugin runs tests again
         del item.stash[recorder_key]
     if record_key in item.stash:
@@ -208,7 +291,8 @@ def gpus(request: pytest.FixtureRequest) -> "Iterator[tuple[Device, ...]]":
 
     run = run_of(request.config)
     candidates = run.candidates(requirement_of(request.node))
-    with _as_failure(), lease(candidates) as devices, run.machine.current(devices[0]):
+    leased = nullcontext(candidates[0]) if run.is_leased(candidates[0]) else lease(candidates)
+    with _as_failure(), leased as devices, run.machine.current(devices[0]):
         yield devices
 
 
@@ -271,9 +355,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         _conclude(pyfuncitem, time.perf_counter() - start_s, passed=False)
         _raise_for_user(error)
     record = _conclude(pyfuncitem, time.perf_counter() - start_s, passed=True)
-    if record and (message := run_of(pyfuncitem.config).failure(record)):
+    run = run_of(pyfuncitem.config)
+    if record is None or (_waits(pyfuncitem) and run.is_open(record, 1)):
+        return result
+    if message := run.failure(record):
         pytest.fail(message, pytrace=False)
     return result
+
+
+def _waits(item: pytest.Item) -> bool:
+    from pytest_gpuperf.deferred import can_wait_key
+
+    return item.stash.get(can_wait_key, False)
 
 
 def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> "TestRecord | None":
@@ -281,9 +374,16 @@ def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> "Tes
     recorder = _recorder_of(item) if passed else item.stash.get(recorder_key, None)
     if recorder is None or not recorder.measurements:
         return None
+    from pytest_gpuperf.deferred import record_key
+
+    run = run_of(item.config)
     with _as_failure():
-        record = run_of(item.config).conclude(key_of(item), recorder, duration_s=duration_s, passed=passed)
+        record = run.conclude(
+            key_of(item), recorder, duration_s=duration_s, passed=passed, can_confirm=passed and _waits(item)
+        )
     item.stash[record_key] = record
+    if not (_waits(item) and run.is_open(record, 1)):
+        run.rejected += sum(verdict.status == "REGRESSED" for verdict in record.verdicts)
     return record
 
 
@@ -333,10 +433,14 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Hand the record to the controller on the report, and the figures to JUnit as properties."""
-    record = item.stash.get(record_key, None) if call.when == "call" else None
+    if call.when != "call" or not _is_mine(item):
+        return (yield)
+    from pytest_gpuperf.deferred import record_key
+    from pytest_gpuperf.records import encode
+
+    record = item.stash.get(record_key, None)
     if record is None:
         return (yield)
-    from pytest_gpuperf.records import encode
 
     item.user_properties.extend(properties(record))
     report = yield
@@ -349,7 +453,7 @@ def properties(record: "TestRecord") -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     for measurement, verdict in zip(record.measurements, record.verdicts, strict=True):
         figures = {
-            "value": measurement.value,
+            "value": measurement.value if verdict.value is None or verdict.runs == 1 else verdict.value,
             "unit": measurement.unit,
             "verdict": verdict.status,
             "change": verdict.change,

@@ -67,7 +67,6 @@ class Recorder:
         synchronize: Waits for all devices to finish.
         preferred: Method of each metric's baseline.
         defaults: `tolerance` and `mode` of the test's `perf` marker.
-        budget_s: Most seconds to measure one metric.
     """
 
     def __init__(  # noqa: PLR0913 - all but the first are keywords, given in one place
@@ -80,17 +79,16 @@ class Recorder:
         preferred: Mapping[str, Method],
         tolerance: float | None = None,
         mode: Mode | None = None,
-        budget_s: float | None = None,
     ) -> None:
         self.devices = devices
         self.measurements: list[Measurement] = []
+        self._of_last_region: Telemetry | None = None
         self._nvml = nvml
         self._stopwatch = stopwatch
         self._synchronize = synchronize
         self._preferred = preferred
         self._tolerance = tolerance
         self._mode = mode
-        self._budget_s = budget_s
 
     def benchmark(
         self,
@@ -124,7 +122,6 @@ class Recorder:
                 mode=work.mode,
                 clock=clock,
                 prefer=self._preferred.get(metric),
-                budget_s=self._budget_s,
             )
         return self._add(_measurement(metric, timing, work, self.devices[0], allowed, monitor.telemetry))
 
@@ -138,7 +135,7 @@ class Recorder:
         contradicts_unit: bool = False,
         tolerance: object = None,
     ) -> Measurement:
-        """Record an end-to-end metric that the test measured itself.
+        """Record an end-to-end metric that the test measured itself, with the telemetry of the last region that ended.
 
         Args:
             metric: Its name, unique within the test.
@@ -170,6 +167,7 @@ class Recorder:
                 kind="end-to-end",
                 method=Method(clock="wall", mode="recorded"),
                 tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
+                telemetry=self._of_last_region,
             )
         )
 
@@ -181,6 +179,7 @@ class Recorder:
         with monitor:
             yield Region(name, monitor)
             self._synchronize()
+        self._of_last_region = monitor.telemetry
 
     def add_foreign(self, measurement: Measurement) -> None:
         """Add what another tool measured in this test, such as pytest-benchmark's fixture."""

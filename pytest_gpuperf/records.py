@@ -203,6 +203,9 @@ class Verdict(Record, frozen=True, kw_only=True):
         change_high: Upper end of it.
         minimum_detectable_effect: Smallest slowdown that would be told from noise with 80 % power, as a fraction.
         baseline_value: The baseline's estimate for this device, in the metric's unit.
+        value: Geometric mean of the runs, in the metric's unit; `None` if nothing was compared.
+        p_value: Chance of a change as large as this for the worse if nothing changed.
+        drift: Change from the first five sessions of an epoch that has more, as a fraction.
         sessions: Sessions in the baseline.
         runs: Runs judged.
         is_provisional: Fewer than five sessions: the prior of the metric's kind decides.
@@ -218,6 +221,9 @@ class Verdict(Record, frozen=True, kw_only=True):
     change_high: float | None = None
     minimum_detectable_effect: float | None = None
     baseline_value: float | None = None
+    value: float | None = None
+    p_value: float | None = None
+    drift: float | None = None
     sessions: int = 0
     runs: int = 1
     is_provisional: bool = False
@@ -327,14 +333,29 @@ class RunInfo(Record, frozen=True, kw_only=True, tag="run", tag_field="record"):
     commit: str | None = None
 
 
+class Rerun(Record, frozen=True, kw_only=True):
+    """The same test once more in a fresh process, to settle what the first run did not.
+
+    Attributes:
+        measurements: Of the same metrics.
+        duration_s: Of the call phase.
+    """
+
+    measurements: tuple[Measurement, ...]
+    duration_s: float
+
+
 class TestRecord(Record, frozen=True, kw_only=True, tag="test", tag_field="record"):
     """One test's measurements, verdicts, the environment and devices they were taken on.
 
     Attributes:
+        measurements: Of the first run.
         devices: Hashed UUIDs of the devices that the test held.
         slug: Folder of the baselines that these devices belong to.
         duration_s: Of the call phase.
         passed: Whether the test's own body passed.
+        more: Further runs, in order; the verdicts are of all runs.
+        problems: Why there are no further ones.
     """
 
     __test__ = False
@@ -348,6 +369,13 @@ class TestRecord(Record, frozen=True, kw_only=True, tag="test", tag_field="recor
     duration_s: float = 0.0
     passed: bool = True
     worker: str | None = None
+    more: tuple[Rerun, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def runs_of(self, metric: str) -> tuple[Measurement, ...]:
+        """All runs of one metric, in order."""
+        runs = (self.measurements, *(rerun.measurements for rerun in self.more))
+        return tuple(m for measurements in runs for m in measurements if m.metric == metric)
 
 
 class RunEnd(Record, frozen=True, kw_only=True, tag="end", tag_field="record"):

@@ -4,15 +4,18 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from pytest_gpuperf.baseline_file import baseline_path, read
 from pytest_gpuperf.devices import Device, slug
 from pytest_gpuperf.environment import visit_id
-from pytest_gpuperf.judge import judge
+from pytest_gpuperf.judge import ALPHA, CONFIRMED, LOOKS, ONCE, alpha_of, is_settled, judge
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.monitor import health
 from pytest_gpuperf.options import PerfCriterion, Policy, Settings
+from pytest_gpuperf.priors import Priors, read_priors
 from pytest_gpuperf.recorder import Recorder
-from pytest_gpuperf.records import BaselineFile, Environment, Measurement, MetricBaseline, TestKey, TestRecord, Verdict
+from pytest_gpuperf.records import BaselineFile, MetricBaseline, TestKey, TestRecord, Verdict
 from pytest_gpuperf.report.terminal import baseline_command, regression_message
 from pytest_gpuperf.requirement import GpuRequirement, groups, shortfall
 
@@ -24,13 +27,19 @@ class Run:
         settings: The options.
         machine: What can be measured on.
         root: pytest's root folder, which test modules are named from.
+        leased: Hashed UUIDs of devices that another process holds for this one.
     """
 
-    def __init__(self, settings: Settings, machine: Machine, root: Path) -> None:
+    def __init__(self, settings: Settings, machine: Machine, root: Path, *, leased: tuple[str, ...] = ()) -> None:
         self.visit = visit_id(datetime.now(UTC))
         self.settings = settings
         self.machine = machine
         self.root = root
+        self.leased = leased
+        #: Metrics of the collected tests that have a baseline, and how many are REGRESSED so far.
+        self.compared = 0
+        self.rejected = 0
+        self._priors: dict[str, Priors] = {}
         self._files: dict[tuple[str, str], BaselineFile | None] = {}
 
     def file(self, folder: str, module: str) -> BaselineFile | None:
@@ -44,6 +53,16 @@ class Run:
             self._files[folder, module] = read(path, module=module)
         return self._files[folder, module]
 
+    def priors(self, folder: str) -> Priors:
+        """What is known of noise on one kind of device, read once.
+
+        Raises:
+            BaselineError: The file is there and cannot be trusted.
+        """
+        if folder not in self._priors:
+            self._priors[folder] = read_priors(self.settings.baselines, folder)
+        return self._priors[folder]
+
     def baselines_of(self, key: TestKey, devices: tuple[Device, ...]) -> dict[str, MetricBaseline]:
         """Metric -> baseline of one test on these devices."""
         file = self.file(slug(devices, self.settings.key), key.module)
@@ -56,8 +75,14 @@ class Run:
         return shortfall(requirement, self.machine.devices, self.machine.nvml)
 
     def candidates(self, requirement: GpuRequirement) -> tuple[tuple[Device, ...], ...]:
-        """Sets of devices that would do for a test."""
-        return groups(requirement, self.machine.devices, self.machine.nvml)
+        """Sets of devices that would do for a test; those held for this process alone, where there are any."""
+        sets = groups(requirement, self.machine.devices, self.machine.nvml)
+        held = tuple(devices for devices in sets if self.is_leased(devices))
+        return held or sets
+
+    def is_leased(self, devices: tuple[Device, ...]) -> bool:
+        """Whether another process holds these devices for this one."""
+        return {device.uuid_hash for device in devices} <= set(self.leased)
 
     def recorder(self, key: TestKey, devices: tuple[Device, ...], criterion: PerfCriterion) -> Recorder:
         """What measures and records for one test."""
@@ -70,39 +95,75 @@ class Run:
             preferred=preferred,
             tolerance=criterion.tolerance,
             mode=criterion.mode,
-            budget_s=self.settings.budget_s,
         )
 
-    def conclude(self, key: TestKey, recorder: Recorder, *, duration_s: float, passed: bool) -> TestRecord:
-        """Judge what a test measured."""
+    def conclude(
+        self, key: TestKey, recorder: Recorder, *, duration_s: float, passed: bool, can_confirm: bool = False
+    ) -> TestRecord:
+        """Judge what a test measured, for good or until it is confirmed."""
         devices = recorder.devices
-        environment = self.machine.environment(devices)
-        folder = slug(devices, self.settings.key)
-        return TestRecord(
+        record = TestRecord(
             key=key,
-            slug=folder,
+            slug=slug(devices, self.settings.key),
             devices=tuple(device.uuid_hash for device in devices),
-            environment=environment,
+            environment=self.machine.environment(devices),
             measurements=tuple(recorder.measurements),
-            verdicts=tuple(
-                self._judge(key, measurement, devices, environment) for measurement in recorder.measurements
-            ),
+            verdicts=(),
             duration_s=duration_s,
             passed=passed,
             worker=os.environ.get("PYTEST_XDIST_WORKER"),
         )
+        spending = CONFIRMED if can_confirm else ONCE
+        verdicts = tuple(self._judge(record, measurement.metric, 1, spending) for measurement in record.measurements)
+        return replace(record, verdicts=verdicts)
 
-    def _judge(
-        self, key: TestKey, measurement: Measurement, devices: tuple[Device, ...], environment: Environment
-    ) -> Verdict:
+    def _judge(self, record: TestRecord, metric: str, look: int, spending: tuple[float, ...]) -> Verdict:
         return judge_one(
-            key,
-            measurement,
-            self.file(slug(devices, self.settings.key), key.module),
-            environment=environment,
-            devices=tuple(device.uuid_hash for device in devices),
+            record,
+            metric,
+            self.file(record.slug, record.key.module),
             visit=self.visit,
+            look=look,
+            spending=spending,
+            alpha=alpha_of(self.compared, self.rejected),
+            priors=self.priors(record.slug),
         )
+
+    def is_open(self, record: TestRecord, look: int) -> bool:
+        """Whether more runs may settle a test after a look; heat and other processes pass, so INVALID may, too."""
+        statuses = [verdict.status for verdict in record.verdicts]
+        return "INVALID" in statuses or not all(is_settled(verdict, look) for verdict in record.verdicts)
+
+    def judge_again(self, record: TestRecord, look: int) -> TestRecord:
+        """Judge the open metrics of a test from all its runs."""
+        unwell = [verdict.reason for verdict in record.verdicts if verdict.status == "INVALID"]
+        if unwell:  # the first run is set aside, and the next one takes its place
+            first, *more = record.more
+            record = replace(record, measurements=first.measurements, more=tuple(more))
+        verdicts = tuple(
+            verdict
+            if verdict.status != "INVALID" and is_settled(verdict, look - 1)
+            else self._judge(record, verdict.metric, look, CONFIRMED)
+            for verdict in record.verdicts
+        )
+        if unwell:
+            verdicts = tuple(
+                replace(verdict, reason=f"{verdict.reason.rstrip('.')}; a run was set aside: {unwell[0]}")
+                for verdict in verdicts
+            )
+        self.rejected += sum(verdict.status == "REGRESSED" for verdict in verdicts)
+        return replace(record, verdicts=verdicts)
+
+    def illness(self, record: TestRecord) -> str | None:
+        """Why the device cannot be trusted in the last run of a test."""
+        file = self.file(record.slug, record.key.module)
+        metrics = file.tests.get(record.key.test, {}) if file else {}
+        for measurement in record.more[-1].measurements if record.more else record.measurements:
+            usual = _usual_clock_mhz(metrics.get(measurement.metric))
+            reason = health(measurement.telemetry, usual_clock_mhz=usual) if measurement.telemetry else None
+            if reason:
+                return reason
+        return None
 
     def failure(self, record: TestRecord) -> str | None:
         """The message with which a test fails for what it measured; `None` if it does not."""
@@ -141,28 +202,55 @@ class Run:
         return regression_message(record, verdict, baseline, then, accept=accept)
 
 
-def judge_one(
-    key: TestKey,
-    measurement: Measurement,
+def judge_one(  # noqa: PLR0913 - what judge.judge needs besides the record
+    record: TestRecord,
+    metric: str,
     file: BaselineFile | None,
     *,
-    environment: Environment,
-    devices: tuple[str, ...],
     visit: str,
+    look: int = 1,
+    spending: tuple[float, ...] = ONCE,
+    alpha: float = ALPHA,
+    priors: Priors | None = None,
 ) -> Verdict:
-    """Judge one run of one metric against its module's file, with the health of the devices taken into account."""
-    baseline = file.tests.get(key.test, {}).get(measurement.metric) if file else None
-    telemetry = measurement.telemetry
+    """Judge all runs of one metric against its module's file, with the health of the devices taken into account.
+
+    Args:
+        record: The test; its verdicts are not looked at.
+        metric: Name of the metric.
+        file: Baselines of the test's module on this kind of device.
+        visit: See `judge.judge`, as `look`, `spending`, `alpha` and `priors`.
+    """
+    baseline = file.tests.get(record.key.test, {}).get(metric) if file else None
+    runs = record.runs_of(metric)
+    usual = _usual_clock_mhz(baseline)
+    reasons = [health(run.telemetry, usual_clock_mhz=usual) for run in runs if run.telemetry]
     return judge(
-        [measurement],
+        runs,
         baseline,
         environments=file.environments if file else {},
-        environment=environment,
-        devices=devices,
+        environment=record.environment,
+        devices=record.devices,
         visit=visit,
-        is_cpu=environment.hardware.memory_bytes is None,
-        health=health(telemetry, usual_clock_mhz=_usual_clock_mhz(baseline)) if telemetry else None,
+        is_cpu=record.environment.hardware.memory_bytes is None,
+        health=next((reason for reason in reasons if reason), None),
+        look=look,
+        spending=spending,
+        alpha=alpha,
+        priors=priors,
     )
+
+
+def judge_record(record: TestRecord, file: BaselineFile | None, *, visit: str, priors: Priors | None) -> TestRecord:
+    """Judge a test of an earlier run anew, against the baselines as they are now."""
+    runs = 1 + len(record.more)
+    look = sum(runs > before for before in (0, *LOOKS[:-1]))  # the last look that these runs were made for
+    spending = CONFIRMED if record.more else ONCE
+    verdicts = tuple(
+        judge_one(record, m.metric, file, visit=visit, look=look, spending=spending, priors=priors)
+        for m in record.measurements
+    )
+    return replace(record, verdicts=verdicts)
 
 
 def _name(verdict: Verdict) -> str:

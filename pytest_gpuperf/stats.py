@@ -48,28 +48,44 @@ class SessionLogs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variance:
+    """A variance of the logarithm of a value; its square root is a relative standard deviation.
+
+    Attributes:
+        value: The estimate.
+        degrees_of_freedom: How well it is known; of a prior, what it is worth.
+    """
+
+    value: float
+    degrees_of_freedom: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VarianceComponents:
-    """Variances of the logarithm of a value; their square roots are relative standard deviations.
+    """How values vary at each level.
 
     Attributes:
         within: Between runs of one session.
         session: Between sessions on one physical GPU, without `within`.
         device: Between physical GPUs of one model, without the other two.
-        degrees_of_freedom: For Student t; of a prior, the sessions that it is worth.
     """
 
-    within: float
-    session: float
-    device: float
-    degrees_of_freedom: float
+    within: Variance
+    session: Variance
+    device: Variance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the mean of the current runs should be if nothing changed, and how far off it may be."""
+    """What the mean of the current runs should be if nothing changed, and how far off it may be.
+
+    Attributes:
+        degrees_of_freedom: Of the standard error, for Student t.
+    """
 
     expected_log: float
     standard_error: float
+    degrees_of_freedom: float
 
 
 def normal_quantile(probability: float) -> float:
@@ -111,6 +127,27 @@ def t_quantile(probability: float, degrees_of_freedom: float) -> float:
         step = missing / (density * math.cos(angle) ** (degrees_of_freedom - 1))
         angle += step
     return math.sqrt(degrees_of_freedom) * math.tan(angle)
+
+
+def t_probability(t: float, degrees_of_freedom: float) -> float:
+    """Return the chance that Student's t is at most `t` (Abramowitz & Stegun, 26.7.1).
+
+    >>> round(t_probability(2.228, 10), 3)
+    0.975
+    """
+    square = t * t
+    if square == 0:
+        return 0.5
+    tail = (
+        _incomplete_beta(
+            degrees_of_freedom / (degrees_of_freedom + square),
+            square / (degrees_of_freedom + square),
+            degrees_of_freedom / 2,
+            0.5,
+        )
+        / 2
+    )
+    return tail if t < 0 else 1 - tail
 
 
 def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -161,7 +198,11 @@ def relative_half_width(interval: Interval) -> float:
 
 
 def variance_components(
-    sessions: Sequence[SessionLogs], *, prior: VarianceComponents, floor: float
+    sessions: Sequence[SessionLogs],
+    *,
+    prior: VarianceComponents,
+    floor: float,
+    current: Sequence[float] = (),
 ) -> VarianceComponents:
     """Split the spread of a baseline into runs, sessions and GPUs, each shrunk towards the prior.
 
@@ -171,34 +212,77 @@ def variance_components(
 
     Args:
         sessions: At least one.
-        prior: Variances expected before any session, and the degrees of freedom that they are worth.
+        prior: Variances expected before any session, and the degrees of freedom that each is worth.
         floor: Least relative standard deviation between sessions.
+        current: Logarithms of the runs that are judged: they say how runs differ too.
     """
     sessions = _by_visit(sessions)
     groups = _by_device(sessions)
     runs = [len(session.logs) for session in sessions]
-    worth = prior.degrees_of_freedom
 
-    freedom = sum(runs) - len(sessions)
-    squares = sum(_squares(session.logs) for session in sessions)
-    within = (squares + worth * prior.within) / (freedom + worth)
+    freedom = sum(runs) - len(sessions) + max(len(current) - 1, 0)
+    squares = sum(_squares(session.logs) for session in sessions) + (_squares(current) if current else 0.0)
+    within = _shrunk(squares, freedom, prior.within)
 
     freedom = len(sessions) - len(groups)
     squares = sum(_squares([session.mean for session in group]) for group in groups)
-    excess = max(squares - freedom * within / harmonic_mean(runs), 0.0)
-    between_sessions = max((excess + worth * prior.session) / (freedom + worth), floor**2)
+    excess = max(squares - freedom * within.value / harmonic_mean(runs), 0.0)
+    between = _shrunk(excess, freedom, prior.session)
+    between = replace(between, value=max(between.value, floor**2))
 
     freedom = len(groups) - 1
-    sampling = fmean(_variance_of_mean(group, between_sessions, within) for group in groups)
+    sampling = fmean(_variance_of_mean(group, between.value, within.value) for group in groups)
     spread = variance(_mean(group) for group in groups) if freedom else 0.0
-    between_devices = (freedom * max(spread - sampling, 0.0) + worth * prior.device) / (freedom + worth)
+    devices = _shrunk(freedom * max(spread - sampling, 0.0), freedom, prior.device)
+    return VarianceComponents(within=within, session=between, device=devices)
 
-    return VarianceComponents(
-        within=within,
-        session=between_sessions,
-        device=between_devices,
-        degrees_of_freedom=len(sessions) - 1 + worth,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelSquares:
+    """What one metric's sessions show at each level, nothing shrunk and nothing subtracted.
+
+    Attributes:
+        within: Of the runs of a session.
+        session: Of the means of the visits to one device.
+        device: Of the means of the devices.
+        runs_a_session: Harmonic mean.
+        sessions_a_device: Harmonic mean.
+    """
+
+    within: Variance
+    session: Variance
+    device: Variance
+    runs_a_session: float
+    sessions_a_device: float
+
+
+def level_squares(sessions: Sequence[SessionLogs]) -> LevelSquares:
+    """Work out the variances that `priors.learn` puts together; a level without degrees of freedom has none.
+
+    Args:
+        sessions: At least one.
+    """
+    sessions = _by_visit(sessions)
+    groups = _by_device(sessions)
+    return LevelSquares(
+        within=_pooled([session.logs for session in sessions]),
+        session=_pooled([[session.mean for session in group] for group in groups]),
+        device=_pooled([[_mean(group) for group in groups]]),
+        runs_a_session=harmonic_mean([len(session.logs) for session in sessions]),
+        sessions_a_device=harmonic_mean([len(group) for group in groups]),
     )
+
+
+def _pooled(groups: Sequence[Sequence[float]]) -> Variance:
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(_squares(group) for group in groups)
+    return Variance(value=squares / freedom if freedom else 0.0, degrees_of_freedom=freedom)
+
+
+def _shrunk(squares: float, freedom: int, prior: Variance) -> Variance:
+    """Average a sum of squares with what the prior is worth of them."""
+    total = freedom + prior.degrees_of_freedom
+    return Variance(value=(squares + prior.degrees_of_freedom * prior.value) / total, degrees_of_freedom=total)
 
 
 def predict(
@@ -217,6 +301,9 @@ def predict(
     that one device the squared error is session (1 + 1/B) + within (1/current_runs + 1/all runs). Runs of the same
     visit share its deviation too: against its own visit alone, the error is within (1/current_runs + 1/all runs).
 
+    The squared error is a sum of the three variances, each times a number; its degrees of freedom are those of such a
+    sum (Satterthwaite 1946, doi 10.2307/3002019).
+
     Args:
         sessions: At least one.
         components: Variances of the three levels.
@@ -226,25 +313,30 @@ def predict(
     """
     import numpy as np
 
-    groups = [session.device_group for session in sessions]
-    own = np.array([components.session + components.within / len(session.logs) for session in sessions])
-    shared = components.device * np.array([[a == b for b in groups] for a in groups], dtype=float)
-    shared += components.session * np.array(
-        [[a is not b and _is_one_visit(a, b) for b in sessions] for a in sessions], dtype=float
+    everything = [*sessions, SessionLogs(device_group=device_group, logs=(0.0,) * current_runs, visit=visit)]
+    # Each level's covariance of the session means, the current one last: [sessions + 1, sessions + 1]
+    devices = np.array([[one.device_group == other.device_group for other in everything] for one in everything], float)
+    visits = np.array(
+        [[one is other or _is_one_visit(one, other) for other in everything] for one in everything], float
     )
-    same_device = np.array([group == device_group for group in groups], dtype=float)
-    same_visit = same_device * np.array([session.visit == visit for session in sessions], dtype=float)
-    to_current = components.device * same_device + components.session * same_visit
-    ones = np.ones(len(sessions))
+    runs = np.diag([1 / len(one.logs) for one in everything])
+    levels = [(components.within, runs), (components.session, visits), (components.device, devices)]
 
-    # V: [sessions, sessions], covariance of the session means
-    by_mean, by_current = np.linalg.solve(shared + np.diag(own), np.column_stack([ones, to_current])).T
-    left_over = 1 - ones @ by_current  # weight that the common mean takes
-    weights = by_current + left_over * by_mean / (ones @ by_mean)
-    current = components.device + components.session + components.within / current_runs
-    squared = current - to_current @ by_current + left_over**2 / (ones @ by_mean)
+    total = np.sum([level.value * shared for level, shared in levels], axis=0)
+    among, to_current = total[:-1, :-1], total[:-1, -1]
+    ones = np.ones(len(sessions))
+    by_mean, by_current = np.linalg.solve(among, np.column_stack([ones, to_current])).T
+    weights = by_current + (1 - ones @ by_current) * by_mean / (ones @ by_mean)
+
+    contrast = np.append(-weights, 1.0)
+    parts = [float(level.value * (contrast @ shared @ contrast)) for level, shared in levels]
+    certainty = sum(part**2 / level.degrees_of_freedom for part, (level, _) in zip(parts, levels, strict=True))
     means = np.array([session.mean for session in sessions])
-    return Prediction(expected_log=float(weights @ means), standard_error=math.sqrt(squared))
+    return Prediction(
+        expected_log=float(weights @ means),
+        standard_error=math.sqrt(sum(parts)),
+        degrees_of_freedom=max(sum(parts) ** 2 / certainty, 1.0),
+    )
 
 
 def _is_one_visit(one: SessionLogs, other: SessionLogs) -> bool:

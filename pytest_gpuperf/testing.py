@@ -327,8 +327,10 @@ class FakeStopwatch:
         return seconds * (1 + self._random.gauss(0.0, self._noise))
 
 
-def fake_machine(*gpus: GpuInfo, noise: float = 0.0) -> Machine:
+def fake_machine(*gpus: GpuInfo, noise: float = 0.0, anchors: Mapping[str, Call] | None = None) -> Machine:
     """A machine with fake GPUs, by default one H100, on which a call's return value is the time it took in seconds.
+
+    Its anchors, by name, are such calls too: `{"gemm": lambda: 2e-4}`. By default there are none.
 
     Put it into a conftest to test a performance suite without a GPU:
 
@@ -336,4 +338,9 @@ def fake_machine(*gpus: GpuInfo, noise: float = 0.0) -> Machine:
     ...     config.stash[machine_key] = fake_machine()
     """
     found = gpus or (fake_gpu(),)
-    return Machine("auto", nvml=FakeNvml(*found), make_stopwatch=lambda _: FakeStopwatch(noise=noise))
+    return Machine(
+        "auto",
+        nvml=FakeNvml(*found),
+        make_stopwatch=lambda _: FakeStopwatch(noise=noise),
+        anchors=anchors or {},
+    )

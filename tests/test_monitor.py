@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from pytest_gpuperf import monitor as monitor_module
 from pytest_gpuperf.errors import DeviceError
-from pytest_gpuperf.monitor import ENERGY_FROM_S, Monitor, health, summarize
+from pytest_gpuperf.monitor import ENERGY_FROM_S, Monitor, cool_down, health, is_passing, summarize
 from pytest_gpuperf.nvml import GpuSample, GpuState
 from pytest_gpuperf.records import Telemetry
 from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_state
@@ -352,3 +353,172 @@ def test_a_process_that_was_there_only_before_is_another_process_too(stranger: i
 
 def test_a_process_id_that_does_not_exist_here_is_the_hosts_and_says_nothing(dead_pid: int) -> None:
     assert seen_with(dead_pid) == ()
+
+
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "LOOK_EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("looks_often")
+def test_a_process_that_lives_only_inside_the_region_is_seen(stranger: int) -> None:
+    nvml = FakeNvml(states=[fake_state(), fake_state(process_pids=(stranger,)), fake_state()])
+    with Monitor(nvml, [UUID]) as monitor:
+        time.sleep(0.25)
+    assert nvml.calls.count("state") >= 3
+    assert monitor.telemetry.other_process_pids == (stranger,)
+    assert health(monitor.telemetry) == f"another process used the GPU (pid {stranger})"
+
+
+@pytest.mark.usefixtures("looks_often")
+def test_a_process_that_has_ended_meanwhile_was_there_all_the_same() -> None:
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pid = int(shell.communicate(timeout=10)[0])
+    if _parent(pid) in (os.getpid(), os.getppid()):
+        os.kill(pid, signal.SIGKILL)
+        pytest.skip("orphans are given to this process or its parent here, so nobody is a stranger")
+    with Monitor(FakeNvml(states=[fake_state(process_pids=(pid,)), fake_state()]), [UUID]) as monitor:
+        os.kill(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
+            time.sleep(0.01)
+    assert monitor.telemetry.other_process_pids == (pid,)
+
+
+def test_the_list_of_processes_is_read_once_a_second_and_not_with_every_sample() -> None:
+    nvml = FakeNvml()
+    with Monitor(nvml, [UUID]):
+        time.sleep(0.45)
+    assert nvml.calls.count("sample") >= 3
+    assert nvml.calls.count("state") == 2
+
+
+@pytest.mark.usefixtures("looks_often")
+def test_a_gpu_that_is_lost_while_others_are_looked_for_is_an_error_from_leaving() -> None:
+    monitor = Monitor(FakeNvml(errors={("state", 2): LOST}), [UUID])
+    with pytest.raises(DeviceError, match="fallen off the bus"), monitor:
+        time.sleep(0.2)
+
+
+def test_others_that_were_seen_meanwhile_count_where_the_driver_names_none_at_the_end() -> None:
+    silent = fake_state(process_pids=None)
+    assert summarize([silent], [silent], [], 1.0, others={7, 5}).other_process_pids == (5, 7)
+
+
+# What passes, and waiting for it
+
+
+@pytest.mark.parametrize("share", ["hw_thermal_share", "sw_thermal_share", "power_brake_share"])
+def test_heat_and_brakes_pass(share: str) -> None:
+    assert is_passing(well(**{share: 0.12}))
+
+
+def test_another_process_passes() -> None:
+    assert is_passing(well(other_process_pids=(41,)))
+
+
+def test_a_healthy_device_has_nothing_that_passes() -> None:
+    assert not is_passing(well())
+
+
+def test_a_clock_that_is_low_for_no_reason_does_not_pass() -> None:
+    low = well(sm_clock_mhz=100.0)
+    assert health(low, usual_clock_mhz=1755.0) is not None
+    assert not is_passing(low)
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def cooled(*states: GpuState, limit_s: float = 60.0, cool_c: float = 60.0) -> str:
+    time_ = Time()
+    nvml = FakeNvml(states=states)
+    return cool_down(nvml, [UUID], limit_s=limit_s, cool_c=cool_c, clock=time_.clock, sleep=time_.sleep)
+
+
+def hot(temperature_c: float | None, **changes: Any) -> GpuState:
+    return fake_state(temperature_c=temperature_c, **changes)
+
+
+def test_a_device_is_waited_for_until_it_is_ten_degrees_cooler() -> None:
+    assert cooled(hot(80.0), hot(78.0), hot(75.0), hot(70.0)) == "well again after 3 s, 80 °C then, 70 °C now"
+
+
+def test_a_device_is_waited_for_until_it_is_cool_however_hot_it_was() -> None:
+    assert cooled(hot(64.0), hot(61.0), hot(60.0)) == "well again after 2 s, 64 °C then, 60 °C now"
+
+
+@pytest.mark.parametrize("counter", ["sw_thermal_s", "hw_thermal_s", "power_brake_s"])
+def test_a_device_is_waited_for_while_its_slowdown_goes_on(counter: str) -> None:
+    states = [hot(50.0, **{counter: seconds}) for seconds in (1.0, 1.5, 2.0, 2.0)]
+    assert cooled(*states) == "well again after 3 s, 50 °C then, 50 °C now"
+
+
+def test_a_power_cap_is_not_waited_for() -> None:
+    assert cooled(hot(50.0, power_cap_s=1.0), hot(50.0, power_cap_s=2.0)).startswith("well again after 1 s")
+
+
+def test_a_device_that_stays_hot_is_waited_for_no_longer_than_allowed() -> None:
+    assert cooled(hot(80.0), hot(75.0), limit_s=5.0) == (
+        "still unwell after 5 s, 80 °C then, 75 °C now: it is neither 10 K cooler nor at 60 °C. "
+        "Improve the cooling, or use another GPU"
+    )
+
+
+def test_a_slowdown_that_goes_on_is_named() -> None:
+    states = [hot(50.0, power_brake_s=float(second)) for second in range(9)]
+    assert cooled(*states, limit_s=3.0) == (
+        "still unwell after 3 s, 50 °C then, 50 °C now: the driver still slows the clock down. "
+        "Improve the cooling or the power supply, or use another GPU"
+    )
+
+
+def test_another_process_is_waited_for_and_named(stranger: int) -> None:
+    there = hot(50.0, process_pids=(stranger,))
+    assert cooled(there, there, hot(50.0)).startswith("well again after 2 s")
+    assert cooled(there, limit_s=2.0) == (
+        f"still unwell after 2 s, 50 °C then, 50 °C now: another process uses the GPU (pid {stranger}). "
+        "End it, or use another GPU"
+    )
+
+
+def test_a_device_that_tells_nothing_is_not_waited_for() -> None:
+    blank = GpuState()
+    assert cooled(blank) == "well again after 1 s"
+
+
+def test_the_hottest_of_several_devices_is_waited_for() -> None:
+    class Two(FakeNvml):
+        def state(self, uuid: str) -> GpuState:
+            self.calls.append(uuid)
+            return hot(50.0 if uuid == UUID else 84.0 - 4 * self.calls.count(uuid))
+
+    time_ = Time()
+    told = cool_down(Two(fake_gpu(), fake_gpu(1)), [UUID, OTHER_UUID], clock=time_.clock, sleep=time_.sleep)
+    assert told == "well again after 3 s, 80 °C then, 68 °C now"
+
+
+def test_without_a_gpu_there_is_nothing_to_wait_for() -> None:
+    assert cool_down(None, [UUID]) == "there is no GPU to wait for"
+    assert cool_down(FakeNvml(), []) == "there is no GPU to wait for"
+
+
+def test_a_gpu_that_is_lost_while_it_cools_is_an_error() -> None:
+    time_ = Time()
+    nvml = FakeNvml(states=[hot(80.0)], errors={("state", 3): LOST})
+    with pytest.raises(DeviceError, match="fallen off the bus"):
+        cool_down(nvml, [UUID], clock=time_.clock, sleep=time_.sleep)

@@ -62,7 +62,6 @@ def recorder(
     preferred: Mapping[str, Method] | None = None,
     tolerance: float | None = None,
     mode: Mode | None = None,
-    budget_s: float | None = None,
 ) -> Recorder:
     return Recorder(
         devices or (GPU,),
@@ -72,7 +71,6 @@ def recorder(
         preferred=preferred or {},
         tolerance=tolerance,
         mode=mode,
-        budget_s=budget_s,
     )
 
 
@@ -217,12 +215,6 @@ def test_a_tolerance_that_is_none_fails_before_anything_runs() -> None:
     with pytest.raises(UsageError, match="tolerance=5 is outside"):
         recorder().benchmark(lambda: ran.append(1), work=Work(), tolerance=5)
     assert not ran
-
-
-def test_the_budget_ends_the_measurement() -> None:
-    whole = recorder().benchmark(lambda: 1e-3, work=Work(mode="sustained"))
-    short = recorder(budget_s=1.0).benchmark(lambda: 1e-3, work=Work(mode="sustained"))
-    assert len(short.samples_s) < len(whole.samples_s) / 5
 
 
 def test_an_error_of_the_call_reaches_the_caller_and_nothing_is_kept() -> None:
@@ -424,6 +416,38 @@ def test_an_error_in_a_region_reaches_the_caller() -> None:
 def test_a_region_in_progress_has_no_time_yet() -> None:
     with recorder().region() as region, pytest.raises(RuntimeError, match="has ended"):
         _ = region.time_s
+
+
+def test_a_recorded_value_carries_the_telemetry_of_the_last_region_that_ended() -> None:
+    states = [fake_state(), fake_state(), fake_state(), fake_state(hw_thermal_s=1e6)]
+    mine = recorder(nvml=FakeNvml(states=states))
+    with mine.region("load"):
+        pass
+    with mine.region("generate") as region:
+        early = mine.record("early", 1.0, unit="s")
+    late = mine.record("late", 1.0, unit="s")
+    assert early.telemetry is not None
+    assert early.telemetry.hw_thermal_share == 0.0
+    assert late.telemetry == region.telemetry
+    assert region.telemetry.hw_thermal_share == 1.0
+
+
+def test_a_region_that_failed_leaves_the_telemetry_of_the_one_before() -> None:
+    mine = recorder(nvml=FakeNvml())
+    with mine.region() as region:
+        pass
+    with pytest.raises(ZeroDivisionError), mine.region():
+        raise ZeroDivisionError
+    assert mine.record("latency", 1.0, unit="s").telemetry == region.telemetry
+
+
+def test_what_is_measured_on_the_device_has_telemetry_of_its_own_and_not_the_regions() -> None:
+    mine = recorder(nvml=FakeNvml(states=[fake_state(hw_thermal_s=0.0), fake_state(hw_thermal_s=1e6)]))
+    with mine.region():
+        pass
+    measured = mine.benchmark(lambda: 1e-3, work=Work())
+    assert measured.telemetry is not None
+    assert measured.telemetry.hw_thermal_share == 0.0
 
 
 # Tracebacks

@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
+from msgspec.structs import replace
+
 from pytest_gpuperf.environment import version_differences
 from pytest_gpuperf.judge import tolerance_warning
 from pytest_gpuperf.records import (
@@ -84,8 +86,14 @@ def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
                 if len(label) > name_width:  # cut, two names could look the same
                     lines.append(Line(text=f" {_fitted(label, width - 1)}"))
                     label = ""
-                lines.append(_verdict_row(label, name_width, by_metric[verdict.metric], verdict))
+                shown = _shown(by_metric[verdict.metric], verdict, record)
+                lines.append(_verdict_row(label, name_width, shown, verdict))
     return lines
+
+
+def _shown(measurement: Measurement, verdict: Verdict, record: TestRecord) -> Measurement:
+    """The measurement with the value that the verdict is about: the mean of the fresh processes, where there are any."""
+    return measurement if verdict.value is None or not record.more else replace(measurement, value=verdict.value)
 
 
 def _label(record: TestRecord, metric: str) -> str:
@@ -160,13 +168,15 @@ def regression_message(
         accept: Command that accepts the value, up to the test.
     """
     measurement = next(m for m in record.measurements if m.metric == verdict.metric)
+    measurement = _shown(measurement, verdict, record)
+    confirmed = f", mean of {len(record.more)} fresh processes" if len(record.more) > 1 else ""
     differences = version_differences(record.environment.versions, then.versions) if then else ()
     unit = measurement.unit
     slower = "slower" if unit in ("s", "s/tok", "s/req") or unit.endswith("/s") else "worse"
     rows = [
         f"{record.key.test} got {slower} on {record.environment.hardware.name}",
         f"  {measurement.metric}: {format_value(measurement.value, unit)}, baseline {_of_baseline(verdict, unit)}",
-        f"  {slower} by {_interval(verdict)}, tolerance {format_percent(verdict.tolerance)}",
+        f"  {slower} by {_interval(verdict)}, tolerance {format_percent(verdict.tolerance)}{confirmed}",
         f"  {_then_and_now(measurement.telemetry, baseline)}",
         f"  differs from the baseline: {'; '.join(differences) or 'nothing that is recorded'}",
     ]

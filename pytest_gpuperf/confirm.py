@@ -1,0 +1,227 @@
+"""More runs in fresh processes, for the metrics that the first run does not settle.
+
+A fresh process is this very invocation of pytest again, confined by an order to the tests in question: same options,
+same conftests, one more value of each metric. It holds no lease of its own: this process holds the devices for it.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.judge import LOOKS
+from pytest_gpuperf.processes import Finished, run_group
+from pytest_gpuperf.records import Record, Rerun, TestRecord, decode_lines
+
+#: Names the file with the order to the fresh process.
+ORDER_VARIABLE = "GPUPERF_ORDER"
+#: Default budget of a test, in durations of its own.
+BUDGET_DURATIONS = 3.0
+#: Time for a fresh process to start, import and collect; its tests come on top.
+START_LIMIT_S = 120.0
+#: A fresh process is killed when its tests take this many times as long as they took here.
+_PATIENCE = 5.0
+_OF_THIS_PROCESS = ("PYTEST_CURRENT_TEST", "PYTEST_VERSION")
+
+
+class Order(Record, frozen=True, kw_only=True):
+    """What a fresh process is to do.
+
+    Attributes:
+        tests: As arguments of pytest, in order.
+        results: Where its results.jsonl goes.
+        leased: Hashed UUIDs of the devices that are held for it.
+    """
+
+    tests: tuple[str, ...]
+    results: str
+    leased: tuple[str, ...]
+
+
+class Invocation(Record, frozen=True, kw_only=True):
+    """How this pytest was started.
+
+    Attributes:
+        arguments: Without the program.
+        folder: Where.
+        root: pytest's root folder.
+    """
+
+    arguments: tuple[str, ...]
+    folder: Path
+    root: Path
+
+
+def settle(
+    suspects: Sequence[TestRecord],
+    *,
+    is_open: Callable[[TestRecord, int], bool],
+    judge: Callable[[TestRecord, int], TestRecord],
+    measure: Callable[[Sequence[TestRecord]], Sequence[TestRecord]],
+    budget_s: float | None,
+) -> tuple[TestRecord, ...]:
+    """Measure tests again until each is settled or its budget is spent, all that are open in one process a time.
+
+    Args:
+        suspects: Tests of one set of devices after their first run.
+        is_open: Whether more runs of a test may settle it after a look.
+        judge: Gives a test's verdicts at a look, from all its runs.
+        measure: Runs a fresh process: gives each test one more run, or a problem, or (when the process did not get
+            to it) leaves it as it is; the first one never.
+        budget_s: Most seconds of a test's own to spend on runs of it; `None`: three times its first run.
+    """
+    records = {str(record.key): record for record in suspects}
+    looks = dict.fromkeys(records, 1)
+
+    def may_run(name: str, wanted: int) -> bool:
+        record = records[name]
+        is_waiting = 1 + len(record.more) < wanted and not record.problems and is_open(record, looks[name])
+        return is_waiting and _spent_s(record) < _budget_s(record, budget_s)
+
+    for look, wanted in enumerate(LOOKS[1:], start=2):
+        before = {name: len(record.more) for name, record in records.items()}
+        while due := [record for name, record in records.items() if may_run(name, wanted)]:
+            records |= {str(record.key): record for record in measure(due)}
+        for name, record in records.items():
+            if len(record.more) > before[name]:
+                records[name], looks[name] = judge(record, look), look
+    return tuple(
+        _explained(record, budget_s) if is_open(record, looks[name]) else record for name, record in records.items()
+    )
+
+
+def _budget_s(record: TestRecord, budget_s: float | None) -> float:
+    return BUDGET_DURATIONS * record.duration_s if budget_s is None else budget_s
+
+
+def _spent_s(record: TestRecord) -> float:
+    return sum(run.duration_s for run in record.more)
+
+
+def _explained(record: TestRecord, budget_s: float | None) -> TestRecord:
+    """Say in what is still open why it was not measured again."""
+    if record.problems:
+        why = f"not confirmed: {record.problems[-1]}"
+    elif 1 + len(record.more) < LOOKS[-1]:
+        why = f"the budget of {_budget_s(record, budget_s):.3g} s for confirming is spent (--gpuperf-budget)"
+    else:
+        return record
+    verdicts = tuple(
+        replace(verdict, reason=f"{verdict.reason.rstrip('.')}; {why}.")
+        if verdict.status in ("INCONCLUSIVE", "REGRESSED", "INVALID")
+        else verdict
+        for verdict in record.verdicts
+    )
+    return replace(record, verdicts=verdicts)
+
+
+def run_again(
+    records: Sequence[TestRecord], invocation: Invocation, *, leased: tuple[str, ...], setup_s: float
+) -> list[TestRecord]:
+    """Run some tests in one fresh process; each comes back with one more run, a problem, or as it was.
+
+    Args:
+        records: What they measured so far; at least one.
+        invocation: How this process was started.
+        leased: Hashed UUIDs of the devices that this process holds for it.
+        setup_s: What setting up fixtures took in this process.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
+    limit_s = START_LIMIT_S + _PATIENCE * (setup_s + sum(record.duration_s for record in records))
+    with tempfile.TemporaryDirectory(prefix="gpuperf-") as name:
+        folder = Path(name)
+        order = Order(
+            tests=tuple(f"{invocation.root / record.key.module}::{record.key.test}" for record in records),
+            results=str(folder / "results.jsonl"),
+            leased=leased,
+        )
+        (folder / "order.json").write_bytes(msgspec.json.encode(order))
+        finished = run_group(
+            _command(invocation),
+            timeout_s=limit_s,
+            folder=invocation.folder,
+            environment=_environment(folder / "order.json"),
+        )
+        found, complaint = _read(folder / "results.jsonl")
+    return grown(records, found, finished, complaint)
+
+
+def _command(invocation: Invocation) -> list[str]:
+    """The same interpreter and arguments; the working folder is on the path only if it is here."""
+    is_here = bool({"", str(invocation.folder)} & set(sys.path))
+    return [sys.executable, *([] if is_here else ["-P"]), "-m", "pytest", *invocation.arguments]
+
+
+def _environment(order: Path) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_THIS_PROCESS and not name.startswith("PYTEST_XDIST_")
+    }
+    return {**kept, ORDER_VARIABLE: str(order)}
+
+
+def _read(path: Path) -> tuple[dict[str, TestRecord], str | None]:
+    """What a fresh process wrote, by test; and what is wrong with the file."""
+    try:
+        with path.open("rb") as file:
+            return {str(record.key): record for record in decode_lines(file).tests}, None
+    except FileNotFoundError:
+        return {}, None
+    except (UsageError, OSError) as error:
+        return {}, f"its results cannot be read ({error})"
+
+
+def grown(
+    records: Sequence[TestRecord], found: Mapping[str, TestRecord], finished: Finished, complaint: str | None
+) -> list[TestRecord]:
+    """Add what a fresh process measured to each test, or what went wrong.
+
+    A process that ended by itself answers for every test that it did not measure. One that was killed, or crashed,
+    answers for the first of them alone: it did not get to the others.
+    """
+    missing = [record for record in records if str(record.key) not in found]
+    is_complete = finished.code in (0, 1) or not (found or finished.code is None or finished.code < 0)
+    blamed = missing if is_complete else missing[:1]
+    grown_records = []
+    for record in records:
+        again = found.get(str(record.key))
+        if again is not None:
+            grown_records.append(_with_run(record, again))
+        elif record in blamed:
+            what = complaint or f"it {finished.in_words} without a measurement{_last_words(finished.tail)}"
+            grown_records.append(_with_problem(record, f"a fresh process was started, but {what}"))
+        else:
+            grown_records.append(record)
+    return grown_records
+
+
+def _with_run(record: TestRecord, again: TestRecord) -> TestRecord:
+    here, there = (sorted(m.metric for m in one.measurements) for one in (record, again))
+    if not again.passed:
+        return _with_problem(record, "the test passed here and failed in a fresh process")
+    if here != there:
+        return _with_problem(
+            record,
+            f"a fresh process measured {', '.join(there)}, this one {', '.join(here)}: the metrics must not vary",
+        )
+    if sorted(again.devices) != sorted(record.devices):
+        return _with_problem(record, "a fresh process measured on another device")
+    return replace(record, more=(*record.more, Rerun(measurements=again.measurements, duration_s=again.duration_s)))
+
+
+def _with_problem(record: TestRecord, problem: str) -> TestRecord:
+    return replace(record, problems=(*record.problems, problem))
+
+
+def _last_words(tail: str) -> str:
+    """The last lines that a process printed, short enough for a message."""
+    lines = [line.strip() for line in tail.splitlines() if line.strip(" =-_\t")]
+    return f"; its last words: {' | '.join(line[:120] for line in lines[-2:])}" if lines else ""

@@ -1,0 +1,204 @@
+"""Tests whose verdict waits for more runs: their reports are held back, and made at the end of the run.
+
+By then every fixture is torn down and every other test has had its say, so that the devices are free for a fresh
+process, and nobody is accused before it is known whether the whole machine moved.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+from _pytest.runner import runtestprotocol
+from msgspec.structs import replace
+
+from pytest_gpuperf import confirm
+from pytest_gpuperf.confirm import Invocation
+from pytest_gpuperf.errors import GpuperfError
+from pytest_gpuperf.lease import lease
+from pytest_gpuperf.machine import release_memory
+from pytest_gpuperf.records import TestRecord
+from pytest_gpuperf.run import Run
+
+#: Set while a test runs whose verdict may wait.
+can_wait_key = pytest.StashKey[bool]()
+#: The last record of a test: what its report says.
+record_key = pytest.StashKey[TestRecord]()
+#: Options that choose tests, spread them over processes or write files: not for a fresh process.
+_NOT_FOR_A_FRESH_PROCESS: dict[str, object] = {
+    "keyword": "",
+    "markexpr": "",
+    "deselect": None,
+    "lf": False,
+    "failedfirst": False,
+    "newfirst": False,
+    "stepwise": False,
+    "stepwise_skip": False,
+    "maxfail": 0,
+    "collectonly": False,
+    "usepdb": False,
+    "trace": False,
+    "numprocesses": None,
+    "dist": "no",
+    "tx": [],
+    "xmlpath": None,
+    "htmlpath": None,
+    "no_cov": True,
+    "reruns": 0,
+    "benchmark_json": None,
+    "benchmark_autosave": False,
+    "benchmark_save": None,
+    "benchmark_compare": None,
+    "benchmark_compare_fail": None,
+    "benchmark_histogram": None,
+    "gpuperf_update": False,
+    "gpuperf_accept": None,
+    "gpuperf_patch": None,
+    "gpuperf_history": None,
+    "gpuperf_anchors": "off",
+    "gpuperf_budget": "0",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A test that has run and not been reported: what it measured, its call's report, and the reports after that."""
+
+    item: pytest.Item
+    record: TestRecord
+    call: pytest.TestReport
+    after: tuple[pytest.TestReport, ...]
+
+
+class Deferred:
+    """The tests of one process whose verdicts wait.
+
+    Args:
+        run: What judges them.
+        invocation: How this pytest was started.
+    """
+
+    def __init__(self, run: Run, invocation: Invocation) -> None:
+        self.held: list[Held] = []
+        self._run = run
+        self._invocation = invocation
+        self._setup_s = 0.0
+
+    def run_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """Run a test as pytest does, and keep its report if more runs may change the verdict."""
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        item.stash[can_wait_key] = True
+        setup, *reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        self._setup_s += setup.duration
+        item.ihook.pytest_runtest_logreport(report=setup)
+        record = item.stash.get(record_key, None)
+        if record is not None and reports[0].passed and record.passed and self._run.is_open(record, 1):
+            self.held.append(Held(item=item, record=record, call=reports[0], after=tuple(reports[1:])))
+        else:
+            for report in reports:
+                item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+    def settle(self) -> None:
+        """Measure what waits again, and report it; an interrupt leaves the rest as it is, and is passed on."""
+        waiting, self.held = self.held, []
+        groups: dict[tuple[str, ...], list[Held]] = {}
+        for held in waiting:
+            groups.setdefault(held.record.devices, []).append(held)
+        try:
+            for devices in list(groups):
+                records = self._settled(devices, [held.record for held in groups[devices]])
+                for held, record in zip(groups.pop(devices), records, strict=True):
+                    self._report(held, record)
+        finally:
+            for group in groups.values():
+                for held in group:
+                    self._report(held, _with_problem(held.record, "the run was interrupted"))
+
+    def release(self, why: str) -> None:
+        """Report what waits as it is."""
+        waiting, self.held = self.held, []
+        for held in waiting:
+            self._report(held, _with_problem(held.record, why))
+
+    def _settled(self, hashes: tuple[str, ...], records: Sequence[TestRecord]) -> Sequence[TestRecord]:
+        run = self._run
+        devices = tuple(device for device in run.machine.devices if device.uuid_hash in hashes)
+        release_memory()
+
+        def measure(due: Sequence[TestRecord]) -> list[TestRecord]:
+            if any(verdict.status == "INVALID" for record in due for verdict in record.verdicts):
+                from pytest_gpuperf.monitor import cool_down
+
+                cool_down(run.machine.nvml, [device.uuid for device in devices if device.kind == "cuda"])
+            again = confirm.run_again(due, self._invocation, leased=hashes, setup_s=self._setup_s)
+            return [self._healthy(before, after) for before, after in zip(due, again, strict=True)]
+
+        try:
+            with lease([devices]):
+                return confirm.settle(
+                    records,
+                    is_open=run.is_open,
+                    judge=run.judge_again,
+                    measure=measure,
+                    budget_s=run.settings.budget_s,
+                )
+        except (GpuperfError, OSError) as error:
+            return [_with_problem(record, str(error)) for record in records]
+
+    def _healthy(self, before: TestRecord, after: TestRecord) -> TestRecord:
+        """Drop the last run of a test if the device was unwell in it."""
+        if len(after.more) == len(before.more) or not (illness := self._run.illness(after)):
+            return after
+        return replace(before, problems=(*before.problems, f"in a fresh process, too: {illness}"))
+
+    def _report(self, held: Held, record: TestRecord) -> None:
+        """Make the report of a test's call anew, as if it had ended with this verdict, and log all that was kept."""
+        item = held.item
+        item.stash[record_key] = record
+        item.user_properties[:] = [pair for pair in item.user_properties if not str(pair[0]).startswith("gpuperf.")]
+        message = self._run.failure(record)
+
+        def call() -> None:
+            if message:
+                pytest.fail(message, pytrace=False)
+
+        info = pytest.CallInfo.from_call(call, when="call")
+        info.start, info.stop, info.duration = held.call.start, held.call.stop, held.call.duration
+        with _funcargs_of(item):
+            report = item.ihook.pytest_runtest_makereport(item=item, call=info)
+        for each in (report, *held.after):
+            each.user_properties = list(item.user_properties)
+            item.ihook.pytest_runtest_logreport(report=each)
+
+
+def _with_problem(record: TestRecord, problem: str) -> TestRecord:
+    verdicts = tuple(
+        replace(verdict, reason=f"{verdict.reason.rstrip('.')}; not confirmed: {problem.rstrip('.')}.")
+        if verdict.status in ("INCONCLUSIVE", "REGRESSED", "INVALID")
+        else verdict
+        for verdict in record.verdicts
+    )
+    return replace(record, verdicts=verdicts, problems=(*record.problems, problem))
+
+
+@contextmanager
+def _funcargs_of(item: pytest.Item) -> Iterator[None]:
+    """Other plugins look into an item's funcargs while its report is made, which pytest takes away after a test."""
+    has_none = item.__dict__.get("funcargs", {}) is None
+    if has_none:
+        item.__dict__["funcargs"] = {}
+    try:
+        yield
+    finally:
+        if has_none:
+            item.__dict__["funcargs"] = None
+
+
+def confine(config: pytest.Config, order: confirm.Order) -> None:
+    """Make this pytest, started with the options of another, run some tests of it alone and write nothing else."""
+    config.args = list(order.tests)
+    for name, value in _NOT_FOR_A_FRESH_PROCESS.items():
+        if hasattr(config.option, name):
+            setattr(config.option, name, value)
+    config.option.gpuperf_json = order.results
