@@ -23,8 +23,16 @@ def run(scratch: Path, number: int, planted: float, chosen: str, *options: str) 
     """One fresh process: value, verdict, change, clock and seconds of each test."""
     results = scratch / f"{number}.jsonl"
     command = [sys.executable, "-m", "pytest", "-q", str(SUITE), "--rootdir", str(SUITE), "-c", os.devnull]
-    command += ["-p", "no:cacheprovider", f"--gpuperf-baselines={scratch / 'baselines'}", f"--gpuperf-json={results}"]
-    environment = {**os.environ, "GPUPERF_PLANTED": str(planted)}
+    command += [
+        "-p",
+        "no:cacheprovider",
+        "--gpuperf-budget=0",
+        "--gpuperf-anchors=off",
+        f"--gpuperf-baselines={scratch / 'baselines'}",
+        f"--gpuperf-json={results}",
+    ]
+    fractions = {"copy": planted, "softmax": planted, "matmul": 1.5 * planted}
+    environment = {**os.environ, "GPUPERF_PLANTED": json.dumps(fractions)}
     start_s = time.perf_counter()
     done = subprocess.run(
         [*command, "-k", chosen, *options], env=environment, capture_output=True, text=True, timeout=240, check=False

@@ -216,6 +216,47 @@ def selftest(device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "
     return REGRESSION if any(v.status == "REGRESSED" for v in outcomes[0].verdicts.values()) else NOT_SETTLED
 
 
+@app.command()
+def ab(  # noqa: PLR0913 - each is an option of the command line
+    base: Annotated[str, typer.Argument(help="A python or venv, a git revision, a requirement, or . as it is.")],
+    head: Annotated[str, typer.Argument(help="The same, for the other side.")],
+    pytest_arguments: Annotated[list[str] | None, typer.Argument(help="After --: what pytest is to run.")] = None,
+    *,
+    pairs: Annotated[int, typer.Option(help="Most pairs of runs.")] = 7,
+    warmup: Annotated[int, typer.Option(help="Runs of each side that do not count, at the beginning.")] = 1,
+    budget: Annotated[float | None, typer.Option(help="Seconds: no pair is begun that would not end within.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a run is killed.")] = 1800.0,
+    tolerance: Annotated[str | None, typer.Option(help="0.03 or 3%, instead of the tests' own.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="New folder for the results and outputs of all runs.")] = None,
+) -> int:
+    """Compare two sides in pairs of fresh processes on one GPU, where no baseline can be quiet enough."""
+    from pytest_gpuperf.ab import Plan, check_plan, interrupted_by_sigterm, run_ab, tolerance_of, visible_gpus
+    from pytest_gpuperf.report.ab import header, report
+    from pytest_gpuperf.sides import made_sides, warnings_of
+
+    plan = Plan(
+        pytest_arguments=tuple(pytest_arguments or ()),
+        pairs=pairs,
+        warmup=warmup,
+        budget_s=budget,
+        run_limit_s=timeout,
+        tolerance=tolerance_of(tolerance),
+        keep=keep,
+    )
+    check_plan(plan)
+    with (
+        interrupted_by_sigterm(),
+        made_sides(base, head, folder=Path.cwd(), pytest_arguments=plan.pytest_arguments) as (before, after),
+    ):
+        _echo(header(before, after, width=_width()))
+        for warning in warnings_of(before, after):
+            typer.secho(warning, fg="yellow")
+        comparison = run_ab(before, after, plan, gpus=visible_gpus(), say=lambda text: typer.echo(text, err=True))
+    _echo(report(comparison, width=_width()))
+    codes = {"good": GOOD, "slower": REGRESSION, "undecided": NOT_SETTLED, "error": ERROR, "interrupted": 130}
+    return codes[comparison.outcome]
+
+
 def _outcome(verdict: Verdict, planted: float) -> str:
     caught = "" if not planted else "caught: " if verdict.status == "REGRESSED" else "not caught: "
     change = "nothing compared" if verdict.change is None else f"measured {format_percent(verdict.change, signed=True)}"

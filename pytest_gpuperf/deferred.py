@@ -15,10 +15,13 @@ from msgspec.structs import replace
 from pytest_gpuperf import confirm
 from pytest_gpuperf.confirm import Invocation
 from pytest_gpuperf.errors import GpuperfError
+from pytest_gpuperf.judge import is_settled
 from pytest_gpuperf.lease import lease
 from pytest_gpuperf.machine import release_memory
+from pytest_gpuperf.monitor import cool_down
 from pytest_gpuperf.records import TestRecord
 from pytest_gpuperf.run import Run
+from pytest_gpuperf.runwide import moved_together
 
 #: Set while a test runs whose verdict may wait.
 can_wait_key = pytest.StashKey[bool]()
@@ -101,7 +104,7 @@ class Deferred:
 
     def settle(self) -> None:
         """Measure what waits again, and report it; an interrupt leaves the rest as it is, and is passed on."""
-        waiting, self.held = self.held, []
+        waiting, self.held = self._without_those_that_moved_together(), []
         groups: dict[tuple[str, ...], list[Held]] = {}
         for held in waiting:
             groups.setdefault(held.record.devices, []).append(held)
@@ -114,6 +117,29 @@ class Deferred:
             for group in groups.values():
                 for held in group:
                     self._report(held, _with_problem(held.record, "the run was interrupted"))
+
+    def _without_those_that_moved_together(self) -> list[Held]:
+        """Report tests that the machine made slower, if it did; the others wait on."""
+        run = self._run
+        together = moved_together(run.records)
+        if together is None:
+            return self.held
+        anchors = [run.anchors.get(held.record.devices) for held in self.held]
+        if all(anchor is not None and anchor.records and not anchor.note for anchor in anchors):
+            run.notes.append(f"{together.words}, while the anchors held still: it is the software, not the machine.")
+            return self.held
+        run.notes.append(
+            f"INVALID run: {together.words}. Likely causes: heat, a power or clock limit, another job on this host. "
+            "Look at `gpuperf specs`, then run again. If the software did it, anchors (docs/anchors.md) can tell, "
+            "and --gpuperf-budget 0 judges each test by itself."
+        )
+        waiting = []
+        for held in self.held:
+            if str(held.record.key) in together.tests:
+                self._report(held, _invalid(held.record, together.words))
+            else:
+                waiting.append(held)
+        return waiting
 
     def release(self, why: str) -> None:
         """Report what waits as it is."""
@@ -128,8 +154,6 @@ class Deferred:
 
         def measure(due: Sequence[TestRecord]) -> list[TestRecord]:
             if any(verdict.status == "INVALID" for record in due for verdict in record.verdicts):
-                from pytest_gpuperf.monitor import cool_down
-
                 cool_down(run.machine.nvml, [device.uuid for device in devices if device.kind == "cuda"])
             again = confirm.run_again(due, self._invocation, leased=hashes, setup_s=self._setup_s)
             return [self._healthy(before, after) for before, after in zip(due, again, strict=True)]
@@ -167,9 +191,18 @@ class Deferred:
         info.start, info.stop, info.duration = held.call.start, held.call.stop, held.call.duration
         with _funcargs_of(item):
             report = item.ihook.pytest_runtest_makereport(item=item, call=info)
+        _tell_xdist(item)
         for each in (report, *held.after):
             each.user_properties = list(item.user_properties)
             item.ihook.pytest_runtest_logreport(report=each)
+
+
+def _invalid(record: TestRecord, reason: str) -> TestRecord:
+    verdicts = tuple(
+        replace(verdict, status="INVALID", reason=f"{reason}.") if not is_settled(verdict, 1) else verdict
+        for verdict in record.verdicts
+    )
+    return replace(record, verdicts=verdicts)
 
 
 def _with_problem(record: TestRecord, problem: str) -> TestRecord:
@@ -180,6 +213,13 @@ def _with_problem(record: TestRecord, problem: str) -> TestRecord:
         for verdict in record.verdicts
     )
     return replace(record, verdicts=verdicts, problems=(*record.problems, problem))
+
+
+def _tell_xdist(item: pytest.Item) -> None:
+    """In a worker of pytest-xdist, say which item the next reports are of: it takes them for the last one's."""
+    for plugin in item.config.pluginmanager.get_plugins():
+        if hasattr(plugin, "item_index") and hasattr(plugin, "channel"):
+            plugin.item_index = item.session.items.index(item)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ class _Comparison:
     @property
     def p_value(self) -> float:
         """Chance of a difference as large as this if nothing changed."""
-        return 1 - t_probability(self.difference / self.standard_error, self.degrees_of_freedom)
+        return t_probability(-self.difference / self.standard_error, self.degrees_of_freedom)
 
     @property
     def minimum_detectable_effect(self) -> float:
@@ -199,6 +199,8 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     is_known = question.devices in [session.device_group for session in past]
     remedy = _remedy(len(logs), is_last=look >= len(spending), is_known_device=is_known)
     decided = _decide(verdict, now, since_start, baseline, remedy=remedy)
+    if since_start and not now.is_worse(math.log1p(tolerance)):  # what is REGRESSED is so since the epoch began
+        now, sessions = since_start, sessions[:ENOUGH_SESSIONS]
     return _in_cycles(decided, now, measurements, baseline, sessions=_nearest(sessions, question.devices))
 
 

@@ -21,13 +21,18 @@ of freedom, and err towards caution. The chance of error is split between the tw
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Literal
 
+from msgspec.structs import replace
+
 from pytest_gpuperf.errors import MeasurementError
-from pytest_gpuperf.records import Record
+from pytest_gpuperf.monitor import health
+from pytest_gpuperf.priors import Prior, prior_of
+from pytest_gpuperf.records import Measurement, Record, Results, TestKey, TestRecord
 from pytest_gpuperf.stats import Variance, t_quantile
 
+Label = Literal["BASE", "HEAD"]
 Decision = Literal["SLOWER", "FASTER", "SAME", "NOT SLOWER", "UNDECIDED"]
 
 #: Chance of a false SLOWER, and of a false FASTER, over all looks.
@@ -63,6 +68,48 @@ class Paired(Record, frozen=True, kw_only=True):
     def is_decided(self) -> bool:
         """Whether more pairs are not needed."""
         return self.decision in ("SLOWER", "FASTER", "SAME")
+
+
+class Pair(Record, frozen=True, kw_only=True):
+    """Two runs, one right after the other.
+
+    Attributes:
+        number: From 1.
+        base: Results of the one.
+        head: Results of the other.
+    """
+
+    number: int
+    base: Results
+    head: Results
+
+
+class Metric(Record, frozen=True, kw_only=True):
+    """One metric of one test on both sides.
+
+    Attributes:
+        key: The test.
+        metric: Name.
+        unit: Of the values.
+        tolerance: That applied.
+        base_value: Geometric mean over the pairs that count.
+        head_value: The same.
+        paired: `None` where no pair counts.
+        dropped: Why pairs do not count, one sentence each.
+        only_in: The side that alone measured it.
+        why_only: What is known of the other side.
+    """
+
+    key: TestKey
+    metric: str
+    unit: str
+    tolerance: float
+    base_value: float | None = None
+    head_value: float | None = None
+    paired: Paired | None = None
+    dropped: tuple[str, ...] = ()
+    only_in: Label | None = None
+    why_only: str = ""
 
 
 def looks(pairs: int) -> tuple[int, ...]:
@@ -184,3 +231,153 @@ def _decide(mean: float, half: float, certain: float, margin: float) -> Decision
     if mean + half < margin:
         return "SAME" if mean - half > -margin else "NOT SLOWER"
     return "UNDECIDED"
+
+
+class _Found(Record, frozen=True, kw_only=True):
+    """A measurement and the record that holds it."""
+
+    record: TestRecord
+    measurement: Measurement
+
+    @property
+    def log(self) -> float:
+        """Logarithm of the value; + is worse."""
+        log = math.log(self.measurement.value)
+        return log if self.measurement.better == "lower" else -log
+
+    @property
+    def identity(self) -> str:
+        """What two values must have in common to be compared."""
+        return f"{self.measurement.unit}, {self.measurement.better} is better, {self.measurement.method}"
+
+
+class _Both(Record, frozen=True, kw_only=True):
+    """What a pair measured of one metric."""
+
+    pair: Pair
+    base: _Found | None
+    head: _Found | None
+
+
+def compare(pairs: Sequence[Pair], *, alpha: float, tolerance: float | None = None) -> tuple[Metric, ...]:
+    """Compare what pairs of runs measured, metric by metric.
+
+    Args:
+        pairs: In order of time; those of which a run was lost are not among them.
+        alpha: Chance of a false SLOWER at this look.
+        tolerance: As a fraction, instead of the tests' own.
+    """
+    found = [(pair, _found(pair.base), _found(pair.head)) for pair in pairs]
+    names = dict.fromkeys(name for _, base, head in found for name in [*base, *head])
+    return tuple(
+        _compare_one(
+            [_Both(pair=pair, base=base.get(name), head=head.get(name)) for pair, base, head in found], alpha, tolerance
+        )
+        for name in names
+    )
+
+
+def _found(results: Results) -> dict[tuple[str, str], _Found]:
+    """Test and metric -> what a passing test measured."""
+    return {
+        (str(record.key), measurement.metric): _Found(record=record, measurement=measurement)
+        for record in results.tests
+        if record.passed
+        for measurement in record.measurements
+    }
+
+
+def _compare_one(rows: Sequence[_Both], alpha: float, tolerance: float | None) -> Metric:
+    found = [one for row in rows for one in (row.base, row.head) if one is not None]
+    record, measurement = found[-1].record, found[-1].measurement
+    prior = _prior_of(found[-1])
+    metric = Metric(
+        key=record.key,
+        metric=measurement.metric,
+        unit=measurement.unit,
+        tolerance=tolerance or measurement.tolerance or prior.tolerance,
+    )
+    if all(row.head is None for row in rows):
+        return replace(metric, only_in="BASE", why_only=_absence(record.key, [row.pair.head for row in rows]))
+    if all(row.base is None for row in rows):
+        return replace(metric, only_in="HEAD", why_only=_absence(record.key, [row.pair.base for row in rows]))
+    usual_clock_mhz = _usual_clock_mhz(found)
+    reasons = [_reason_to_drop(row, usual_clock_mhz) for row in rows]
+    metric = replace(metric, dropped=tuple(reason for reason in reasons if reason))
+    kept = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
+    return _judged(metric, kept, prior, alpha) if kept else metric
+
+
+def _judged(metric: Metric, kept: Sequence[_Both], prior: Prior, alpha: float) -> Metric:
+    base = [row.base for row in kept if row.base]
+    head = [row.head for row in kept if row.head]
+    paired = compare_pairs(
+        [one.log for one in base],
+        [one.log for one in head],
+        margin=math.log1p(metric.tolerance),
+        alpha=alpha,
+        prior_sd=prior.within.deviation,
+        prior_dof=prior.within.worth,
+        least_sd=_least_sd([one.measurement for one in (*base, *head)]),
+    )
+    return replace(
+        metric,
+        base_value=geometric_mean(one.measurement.value for one in base),
+        head_value=geometric_mean(one.measurement.value for one in head),
+        paired=paired,
+    )
+
+
+def _prior_of(found: _Found) -> Prior:
+    return prior_of(found.measurement.kind, is_cpu=found.record.environment.hardware.memory_bytes is None)
+
+
+def _least_sd(measurements: Sequence[Measurement]) -> float:
+    """What the runs' own intervals show: runs cannot agree better with each other than each is known."""
+    return math.sqrt(fmean([(one.spread / 2) ** 2 for one in measurements if one.spread is not None] or [0.0]))
+
+
+def _usual_clock_mhz(found: Sequence[_Found]) -> float | None:
+    clocks = [one.measurement.telemetry.sm_clock_mhz for one in found if one.measurement.telemetry]
+    known = [clock for clock in clocks if clock is not None]
+    return fmean(known) if known else None
+
+
+def _absence(key: TestKey, runs: Sequence[Results]) -> str:
+    """What is known of a side that did not measure a metric."""
+    records = [record for run in runs for record in run.tests if record.key == key]
+    if any(not record.passed for record in records):
+        return "the test failed there"
+    if records:
+        return "the test does not record it there"
+    is_seen = any(run.end and str(key) in run.end.tests for run in runs)
+    return "the test was skipped or failed there" if is_seen else "there is no such test"
+
+
+def _reason_to_drop(row: _Both, usual_clock_mhz: float | None) -> str | None:
+    """Why a pair does not count for a metric."""
+    number, base, head = row.pair.number, row.base, row.head
+    if base is None:
+        return f"pair {number}: not measured by BASE" + (
+            f", {_absence(head.record.key, [row.pair.base])}" if head else ""
+        )
+    if head is None:
+        return f"pair {number}: not measured by HEAD, {_absence(base.record.key, [row.pair.head])}"
+    for label, one in (("BASE", base), ("HEAD", head)):
+        if problem := _problem(one.measurement, usual_clock_mhz):
+            return f"pair {number}: {label}: {problem}"
+    devices = ["+".join(sorted(one.record.devices)) for one in (base, head)]
+    if devices[0] != devices[1]:
+        return f"pair {number}: BASE ran on device {devices[0]}, HEAD on {devices[1]}"
+    if base.identity != head.identity:
+        return f"pair {number}: measured differently, BASE {base.identity}; HEAD {head.identity}"
+    return None
+
+
+def _problem(measurement: Measurement, usual_clock_mhz: float | None) -> str | None:
+    """Why a value cannot be trusted, or compared at all."""
+    if not (math.isfinite(measurement.value) and measurement.value > 0):
+        return f"measured {measurement.value:g} {measurement.unit}, and only values above 0 can be compared"
+    telemetry = measurement.telemetry
+    reason = health(telemetry, usual_clock_mhz=usual_clock_mhz) if telemetry else None
+    return reason.replace("in the baseline", "on average") if reason else None

@@ -242,6 +242,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         else:
             _announce(session.config, len(deferred.held))
             deferred.settle()
+    if run_key in session.config.stash and "workeroutput" in session.config.__dict__:
+        session.config.__dict__["workeroutput"]["gpuperf_notes"] = run_of(session.config).notes
     return result
 
 
@@ -311,9 +313,12 @@ def perf(request: pytest.FixtureRequest, gpus: "tuple[Device, ...]") -> "Recorde
 
 
 @pytest.fixture
-def gpu_benchmark(perf: "Recorder") -> GpuBenchmark:
+def gpu_benchmark(request: pytest.FixtureRequest, perf: "Recorder") -> GpuBenchmark:
     """Measure a callable on the device's clock: `gpu_benchmark(call)`; returns the `Measurement`."""
     from pytest_gpuperf.recorder import Work
+
+    with _as_failure():
+        run_of(request.config).check_anchors(perf.devices)
 
     def benchmark(  # noqa: PLR0913 - see GpuBenchmark
         call: Callable[[], object],
@@ -433,6 +438,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Hand the record to the controller on the report, and the figures to JUnit as properties."""
+    if call.when == "setup" and run_key in item.config.stash and run_of(item.config).unsent:
+        return (yield from _with_anchors(run_of(item.config)))
     if call.when != "call" or not _is_mine(item):
         return (yield)
     from pytest_gpuperf.deferred import record_key
@@ -445,6 +452,16 @@ def pytest_runtest_makereport(
     item.user_properties.extend(properties(record))
     report = yield
     report.__dict__["gpuperf_record"] = encode(record).decode()
+    return report
+
+
+def _with_anchors(run: "Run") -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a report carry the anchors that were measured before its test."""
+    from pytest_gpuperf.records import encode
+
+    report = yield
+    report.__dict__["gpuperf_anchors"] = [encode(record).decode() for record in run.unsent]
+    run.unsent.clear()
     return report
 
 
@@ -482,6 +499,7 @@ class ControllerHooks:
         self._controller: Controller | None = None
         self._seen: set[str] = set()
         self._mistakes: set[str] = set()
+        self._notes: list[str] = []
         self._is_selection = False
 
     @pytest.hookimpl(optionalhook=True)
@@ -489,11 +507,14 @@ class ControllerHooks:
         """Hear what a worker of pytest-xdist could not raise, or did not run."""
         output: dict[str, Any] = vars(node).get("workeroutput") or {}  # none after a crash
         self._mistakes |= {output["gpuperf_mistake"]} if "gpuperf_mistake" in output else set()
+        self._notes += output.get("gpuperf_notes", [])
         self._is_selection |= bool(output.get("gpuperf_deselected"))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Put what arrives on disk at once."""
         self._seen.add(report.nodeid)  # whatever the phase: a worker that dies in a fixture reports no setup
+        for anchor in report.__dict__.pop("gpuperf_anchors", ()):
+            self.controller.add(anchor)
         text = report.__dict__.pop("gpuperf_record", None)
         if text is not None:
             from pytest_gpuperf.interop.pytest_benchmark import export
@@ -538,5 +559,8 @@ class ControllerHooks:
         width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width
         names = sorted({record.environment.hardware.name for record in self._controller.records})
         terminalreporter.section(f"GPU performance: {', '.join(names)}")
-        for line in self._controller.lines(width, run_of(self._config).machine.problem):
+        run = run_of(self._config)
+        for line in self._controller.lines(width, run.machine.problem):
             terminalreporter.write_line(line.text, **({line.colour: True} if line.colour else {}))
+        for note in dict.fromkeys((*self._notes, *run.notes)):
+            terminalreporter.write_line(note, yellow=True)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from pytest_gpuperf.anchors import MODULE, AnchorVerdict, best_covariate, check_anchors, is_wanted, judge_anchors
 from pytest_gpuperf.baseline_file import baseline_path, read
+from pytest_gpuperf.covariate import Adjusted
 from pytest_gpuperf.devices import Device, slug
 from pytest_gpuperf.environment import visit_id
 from pytest_gpuperf.judge import ALPHA, CONFIRMED, LOOKS, ONCE, alpha_of, is_settled, judge
@@ -39,6 +41,12 @@ class Run:
         #: Metrics of the collected tests that have a baseline, and how many are REGRESSED so far.
         self.compared = 0
         self.rejected = 0
+        #: What tests measured, at their first look, and what the summary is to say of the run as a whole.
+        self.records: list[TestRecord] = []
+        self.notes: list[str] = []
+        #: Devices -> what their anchors say; and those that no report has carried yet.
+        self.anchors: dict[tuple[str, ...], AnchorVerdict] = {}
+        self.unsent: list[TestRecord] = []
         self._priors: dict[str, Priors] = {}
         self._files: dict[tuple[str, str], BaselineFile | None] = {}
 
@@ -84,6 +92,27 @@ class Run:
         """Whether another process holds these devices for this one."""
         return {device.uuid_hash for device in devices} <= set(self.leased)
 
+    def check_anchors(self, devices: tuple[Device, ...]) -> None:
+        """Measure the anchors of devices that a test holds, once in this process, and judge them."""
+        hashes = tuple(device.uuid_hash for device in devices)
+        if hashes in self.anchors or self.leased or not is_wanted(self.settings.anchors, devices):
+            return
+        folder = slug(devices, self.settings.key)
+        found = check_anchors(
+            self.machine,
+            devices,
+            self.file(folder, MODULE),
+            visit=self.visit,
+            label=self.settings.key,
+            priors=self.priors(folder),
+        )
+        self.anchors[hashes] = found
+        self.unsent += found.records
+        if found.reason:
+            self.notes.append(f"INVALID run: {found.reason}. {found.advice}")
+        elif found.note:
+            self.notes.append(found.note)
+
     def recorder(self, key: TestKey, devices: tuple[Device, ...], criterion: PerfCriterion) -> Recorder:
         """What measures and records for one test."""
         preferred = {metric: baseline.method for metric, baseline in self.baselines_of(key, devices).items()}
@@ -115,13 +144,17 @@ class Run:
         )
         spending = CONFIRMED if can_confirm else ONCE
         verdicts = tuple(self._judge(record, measurement.metric, 1, spending) for measurement in record.measurements)
-        return replace(record, verdicts=verdicts)
+        self.records.append(replace(record, verdicts=verdicts))
+        return self.records[-1]
 
     def _judge(self, record: TestRecord, metric: str, look: int, spending: tuple[float, ...]) -> Verdict:
+        anchors = self.anchors.get(record.devices)
         return judge_one(
             record,
             metric,
             self.file(record.slug, record.key.module),
+            anchors=anchors,
+            anchor_file=self.file(record.slug, MODULE) if anchors else None,
             visit=self.visit,
             look=look,
             spending=spending,
@@ -131,6 +164,9 @@ class Run:
 
     def is_open(self, record: TestRecord, look: int) -> bool:
         """Whether more runs may settle a test after a look; heat and other processes pass, so INVALID may, too."""
+        anchors = self.anchors.get(record.devices)
+        if anchors and anchors.reason:
+            return False
         statuses = [verdict.status for verdict in record.verdicts]
         return "INVALID" in statuses or not all(is_settled(verdict, look) for verdict in record.verdicts)
 
@@ -212,6 +248,8 @@ def judge_one(  # noqa: PLR0913 - what judge.judge needs besides the record
     spending: tuple[float, ...] = ONCE,
     alpha: float = ALPHA,
     priors: Priors | None = None,
+    anchors: AnchorVerdict | None = None,
+    anchor_file: BaselineFile | None = None,
 ) -> Verdict:
     """Judge all runs of one metric against its module's file, with the health of the devices taken into account.
 
@@ -220,14 +258,20 @@ def judge_one(  # noqa: PLR0913 - what judge.judge needs besides the record
         metric: Name of the metric.
         file: Baselines of the test's module on this kind of device.
         visit: See `judge.judge`, as `look`, `spending`, `alpha` and `priors`.
+        anchors: What the anchors of this run say of its devices.
+        anchor_file: Baselines of the anchors.
     """
     baseline = file.tests.get(record.key.test, {}).get(metric) if file else None
     runs = record.runs_of(metric)
     usual = _usual_clock_mhz(baseline)
     reasons = [health(run.telemetry, usual_clock_mhz=usual) for run in runs if run.telemetry]
-    return judge(
-        runs,
-        baseline,
+    reasons.append(anchors.reason if anchors else None)
+    adjusted = None
+    if anchors and baseline and baseline.unit == runs[0].unit:
+        adjusted = best_covariate(baseline, runs[0].value, anchors.records, anchor_file)
+    verdict = judge(
+        [replace(run, value=run.value * adjusted.factor) for run in runs] if adjusted else runs,
+        adjusted.baseline if adjusted else baseline,
         environments=file.environments if file else {},
         environment=record.environment,
         devices=record.devices,
@@ -239,10 +283,24 @@ def judge_one(  # noqa: PLR0913 - what judge.judge needs besides the record
         alpha=alpha,
         priors=priors,
     )
+    return _uncorrected(verdict, adjusted) if adjusted else verdict
+
+
+def _uncorrected(verdict: Verdict, adjusted: Adjusted) -> Verdict:
+    """The verdict with the value as it was measured, the baseline moved in its place, and a word on the correction."""
+    value, baseline_value = verdict.value, verdict.baseline_value
+    return replace(
+        verdict,
+        reason=f"{verdict.reason.rstrip('.')}; {adjusted.words}.",
+        value=None if value is None else value / adjusted.factor,
+        baseline_value=None if baseline_value is None else baseline_value / adjusted.factor,
+    )
 
 
 def judge_record(record: TestRecord, file: BaselineFile | None, *, visit: str, priors: Priors | None) -> TestRecord:
-    """Judge a test of an earlier run anew, against the baselines as they are now."""
+    """Judge a test of an earlier run anew, against the baselines as they are now; an anchor by its own rule."""
+    if record.key.module == MODULE:
+        return judge_anchors([record], file, visit=visit, priors=priors).records[0]
     runs = 1 + len(record.more)
     look = sum(runs > before for before in (0, *LOOKS[:-1]))  # the last look that these runs were made for
     spending = CONFIRMED if record.more else ONCE

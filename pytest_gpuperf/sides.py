@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_gpuperf.errors import GpuperfError, UsageError
+from pytest_gpuperf.paired import Label
 from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.records import Record
 
-Label = Literal["BASE", "HEAD"]
 SideKind = Literal["tree", "python", "requirement", "revision"]
 
 _GIT_LIMIT_S = 300.0
@@ -48,6 +48,7 @@ class Side(Record, frozen=True, kw_only=True):
         path: What comes first on PYTHONPATH.
         description: What it is, for people.
         identity: Equal for two sides that cannot differ.
+        by_hand: How to get there without `ab`, up to pytest.
         warnings: What may surprise the user.
     """
 
@@ -57,6 +58,7 @@ class Side(Record, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()
     description: str
     identity: str
+    by_hand: str
     warnings: tuple[str, ...] = ()
 
 
@@ -98,7 +100,7 @@ def made_sides(
         UsageError: A side is nothing that is known, or a path leads into the working tree.
         SideFailed: A revision that does not install, a python that cannot run tests, a worktree that git refuses.
     """
-    kinds = {"BASE": kind_of("BASE", base, folder), "HEAD": kind_of("HEAD", head, folder)}
+    kinds: dict[Label, SideKind] = {"BASE": kind_of("BASE", base, folder), "HEAD": kind_of("HEAD", head, folder)}
     if "revision" in kinds.values():
         _refuse_paths_into(_top(folder), pytest_arguments)
     with contextlib.ExitStack() as stack:
@@ -136,14 +138,14 @@ def _tree(label: Label, folder: Path) -> Side:
     commit, changed = _commit_of("HEAD", folder), _changed_files(folder)
     state = f" at {commit[:12]}" if commit else ""
     state += f" with {_files(changed)} changed" if changed else ""
-    is_installed = _build_folder(folder, _top(folder)) is not None
     return Side(
         label=label,
         python=Path(sys.executable),
         folder=folder,
-        path=() if is_installed else _source_folders(folder, _top(folder)),
+        path=_with_inherited(_source_folders(folder, _top(folder))),  # an installed copy may be older
         description=f"the working tree{state}, {_python_version(label, Path(sys.executable))}",
         identity=commit if commit and not changed else "the working tree",
+        by_hand=shlex.quote(sys.executable),
     )
 
 
@@ -151,7 +153,15 @@ def _python(label: Label, text: str, folder: Path) -> Side:
     python = _python_at(text, folder)
     assert python, "kind_of has found it"
     description = f"{text}, {_python_version(label, python)}"
-    return Side(label=label, python=python, folder=folder, description=description, identity=str(python))
+    return Side(
+        label=label,
+        python=python,
+        folder=folder,
+        path=_with_inherited(()),
+        description=description,
+        identity=str(python),
+        by_hand=shlex.quote(str(python)),
+    )
 
 
 def _requirement(label: Label, text: str, folder: Path, scratch: Path) -> Side:
@@ -170,8 +180,10 @@ def _requirement(label: Label, text: str, folder: Path, scratch: Path) -> Side:
         label=label,
         python=python,
         folder=folder,
+        path=_with_inherited(()),
         description=f"{text} ({version}) in a venv of its own, {_python_version(label, python)}",
         identity=f"{name[0]}=={version}",
+        by_hand=f"{shlex.join(command)} && {shlex.quote(sys.executable)}",
         warnings=(warning,) if shadows else (),
     )
 
@@ -199,6 +211,7 @@ def _revision(label: Label, text: str, folder: Path, scratch: Path) -> Iterator[
             path=(*path, *_moved(os.environ.get("PYTHONPATH", ""), top, worktree)),
             description=f"{text}: {commit[:12]} {_subject(commit, top)}, {how}, {_python_version(label, python)}",
             identity=commit,
+            by_hand=f"git worktree add --detach /tmp/try {commit[:12]} && cd /tmp/try && {shlex.quote(sys.executable)}",
             warnings=_dirty_warning(label, text, commit, folder),
         )
 
@@ -244,7 +257,7 @@ def _install(label: Label, what: str, python: Path, attempts: Sequence[Sequence[
         if done.code == 0:
             return
         failures.append(f"pip {' '.join(arguments[:-1])} {done.in_words}:".replace("  ", " "))
-        failures.append(_last_lines(done, 6))
+        failures.append(_last_lines(done, 12))
     raise SideFailed(f"{label} {what} does not install.\n" + "\n".join(failures) + f"\nTry it by hand: {by_hand}")
 
 
@@ -273,6 +286,8 @@ print(found.version, *sorted(tops))
 def _python_version(label: Label, python: Path) -> str:
     """`Python 3.11.7`, after making sure that it can run the tests."""
     version = _ask(label, python, "import platform, pytest, pytest_gpuperf; print(platform.python_version())")
+    if not re.match(r"\d+\.\d+", version):
+        raise SideFailed(f"{label} {python} is no python: asked for its version, it said {version!r}.")
     return f"Python {version}"
 
 
@@ -330,6 +345,10 @@ def _upwards(folder: Path, top: Path | None) -> list[Path]:
     return found
 
 
+def _with_inherited(folders: tuple[str, ...]) -> tuple[str, ...]:
+    return (*folders, *(text for text in os.environ.get("PYTHONPATH", "").split(os.pathsep) if text))
+
+
 def _moved(python_path: str, top: Path, worktree: Path) -> tuple[str, ...]:
     """PYTHONPATH with what lies in the working tree replaced by the same folder of the worktree."""
     folders = [Path(text).resolve() for text in python_path.split(os.pathsep) if text]
@@ -350,10 +369,11 @@ def _dirty_warning(label: Label, text: str, commit: str, folder: Path) -> tuple[
     changed = _changed_files(folder)
     if not changed or commit != _commit_of("HEAD", folder):
         return ()
-    return (
+    warning = (
         f"{label} {text} is the last commit: it does not contain the {_files(changed)} changed since. "
-        "The working tree as it is: .",
+        "The working tree as it is: ."
     )
+    return (warning,)
 
 
 def _changed_files(folder: Path) -> int:
@@ -398,4 +418,5 @@ def _git(folder: Path, *arguments: str) -> Finished:
 
 def _last_lines(done: Finished, count: int) -> str:
     lines = [line.rstrip() for line in done.tail.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.lstrip().startswith(("note: ", "hint: "))]  # pip's, of no help
     return "\n".join(f"  {line}" for line in lines[-count:]) or "  (it printed nothing)"

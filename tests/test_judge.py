@@ -13,9 +13,23 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from pytest_gpuperf.baselines import append
 from pytest_gpuperf.errors import MeasurementError
-from pytest_gpuperf.judge import ALPHA, LOOKS, PRIORS, hardware_differences, judge, prior_of, tolerance_warning
+from pytest_gpuperf.judge import (
+    ALPHA,
+    ALPHA_OF_A_RUN,
+    CONFIRMED,
+    LOOKS,
+    ONCE,
+    alpha_of,
+    hardware_differences,
+    is_settled,
+    judge,
+    tolerance_warning,
+)
+from pytest_gpuperf.priors import Priors, package_priors
 from pytest_gpuperf.records import (
+    BaselineFile,
     BaselineRun,
     Environment,
     Hardware,
@@ -23,7 +37,12 @@ from pytest_gpuperf.records import (
     Measurement,
     Method,
     MetricBaseline,
+    RunInfo,
     Session,
+    Status,
+    Telemetry,
+    TestKey,
+    TestRecord,
     Verdict,
 )
 from pytest_gpuperf.units import Better
@@ -41,6 +60,7 @@ def current(
     tolerance: float | None = None,
     method: Method = SUSTAINED,
     spread: float | None = None,
+    clock_mhz: float | None = None,
 ) -> list[Measurement]:
     """One measurement a run."""
     return [
@@ -53,6 +73,7 @@ def current(
             tolerance=tolerance,
             method=method,
             spread=spread,
+            telemetry=Telemetry(duration_s=1.0, sm_clock_mhz=clock_mhz),
         )
         for value in values
     ]
@@ -66,17 +87,20 @@ def accepted(
     environments: Sequence[str] = (),
     visits: str = "",
     spread: float | None = None,
+    clocks_mhz: Sequence[float] = (),
+    kind: Kind = "compute",
 ) -> MetricBaseline:
     """A baseline of sessions of run values.
 
     Args:
         devices: GPUs of the sessions by one letter each: `aab`; all on `a` if not given.
         visits: The same for their visits; each its own, 0, 1, 2, ..., if not given.
+        clocks_mhz: One a session; none if not given.
     """
     return MetricBaseline(
         unit=unit,
         better=better,
-        kind="compute",
+        kind=kind,
         method=SUSTAINED,
         sessions=tuple(
             Session(
@@ -84,7 +108,10 @@ def accepted(
                 visit=visits[i] if visits else str(i),
                 devices=(devices[i] if devices else "a",),
                 environment=environments[i] if environments else "h100",
-                runs=tuple(BaselineRun(value=value, spread=spread) for value in values),
+                runs=tuple(
+                    BaselineRun(value=value, spread=spread, sm_clock_mhz=clocks_mhz[i] if clocks_mhz else None)
+                    for value in values
+                ),
             )
             for i, values in enumerate(sessions)
         ),
@@ -103,6 +130,9 @@ def judged(
     is_cpu: bool = False,
     health: str | None = None,
     look: int = 1,
+    spending: tuple[float, ...] = ONCE,
+    alpha: float = ALPHA,
+    priors: Priors | None = None,
     hardware: Hardware = H100,
     others: dict[str, Hardware] | None = None,
 ) -> Verdict:
@@ -116,58 +146,128 @@ def judged(
         is_cpu=is_cpu,
         health=health,
         look=look,
+        spending=spending,
+        alpha=alpha,
+        priors=priors,
     )
 
 
 # the rule by hand: five sessions of one run, all 1 s, of a kernel limited by compute
 
-WITHIN = 0.0035**2  # no degrees of freedom: the prior
-SESSION = 10 * 0.003**2 / 14  # 4 degrees of freedom that saw nothing, 10 of the prior
-STANDARD_ERROR = math.sqrt((SESSION + WITHIN) * (1 + 1 / 5))  # 0.47 %
+
+def error(*parts: tuple[float, float]) -> tuple[float, float]:
+    """Standard error and Satterthwaite's degrees of freedom of a sum of variances with theirs."""
+    total = sum(variance for variance, _ in parts)
+    return math.sqrt(total), total**2 / sum(variance**2 / freedom for variance, freedom in parts)
 
 
-def t(probability: float) -> float:
-    return float(scipy.stats.t.ppf(probability, 14))
+def t(probability: float, freedom: float) -> float:
+    return float(scipy.stats.t.ppf(probability, freedom))
+
+
+WITHIN, WITHIN_FREEDOM = 0.0018**2, 7.9  # runs that stand alone in their sessions say nothing: the prior
+SESSION, SESSION_FREEDOM = 8 * 0.003**2 / 12, 12  # 4 degrees of freedom that saw nothing, 8 of the prior
+STANDARD_ERROR, FREEDOM = error((SESSION * 1.2, SESSION_FREEDOM), (WITHIN * 1.2, WITHIN_FREEDOM))  # 0.33 %, 20
+CERTAIN = t(1 - ALPHA, FREEDOM) * STANDARD_ERROR  # 1.2 %
+SURE = t(0.95, FREEDOM) * STANDARD_ERROR  # 0.57 %
+MARGIN = math.log1p(0.03)
+
+
+def test_the_figures_of_the_package_that_the_cases_by_hand_are_worked_out_from() -> None:
+    prior = package_priors()["compute"]
+
+    assert (prior.within.deviation, prior.within.worth) == (0.0018, 7.9)
+    assert (prior.session.deviation, prior.session.worth) == (0.003, 8)
+    assert (prior.device.deviation, prior.device.worth) == (0.0105, 10)
 
 
 def test_change_interval_and_detectable_effect_are_those_worked_out_by_hand() -> None:
     verdict = judged(current(1.05))
 
+    half = t(0.975, FREEDOM) * STANDARD_ERROR
     assert verdict.change == pytest.approx(0.05)
-    assert verdict.change_low == pytest.approx(1.05 * math.exp(-t(0.975) * STANDARD_ERROR) - 1)
-    assert verdict.change_high == pytest.approx(1.05 * math.exp(t(0.975) * STANDARD_ERROR) - 1)
-    assert verdict.minimum_detectable_effect == pytest.approx(math.expm1((t(1 - ALPHA / 3) + t(0.8)) * STANDARD_ERROR))
-    assert verdict.baseline_value == pytest.approx(1.0)
+    assert verdict.change_low == pytest.approx(1.05 * math.exp(-half) - 1)
+    assert verdict.change_high == pytest.approx(1.05 * math.exp(half) - 1)
+    assert verdict.minimum_detectable_effect == pytest.approx(math.expm1(CERTAIN + t(0.8, FREEDOM) * STANDARD_ERROR))
+    assert (verdict.baseline_value, verdict.value) == pytest.approx((1.0, 1.05))
     assert (verdict.metric, verdict.sessions, verdict.runs, verdict.tolerance) == ("time", 5, 1, 0.03)
+    assert verdict.drift is None
+
+
+@pytest.mark.parametrize("value", [0.98, 1.0, 1.004, 1.05, 1.5])
+def test_the_chance_of_such_a_change_is_students(value: float) -> None:
+    """Of 1.5, 1e-30: what is left of a probability just under one would have no digits."""
+    expected = scipy.stats.t.sf(math.log(value) / STANDARD_ERROR, FREEDOM)
+
+    assert judged(current(value)).p_value == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("difference", "tolerance", "status"),
     [
-        (t(1 - ALPHA / 3) * STANDARD_ERROR * 1.001, 0.01, "REGRESSED"),
-        (t(1 - ALPHA / 3) * STANDARD_ERROR * 0.999, 0.01, "INCONCLUSIVE"),  # enough for 0.001, but for one look only
-        (math.log1p(0.03) * 1.001, 0.03, "REGRESSED"),
-        (math.log1p(0.03) * 0.999, 0.03, "INCONCLUSIVE"),
-        (math.log1p(0.03) - t(0.95) * STANDARD_ERROR * 0.999, 0.03, "INCONCLUSIVE"),
-        (math.log1p(0.03) - t(0.95) * STANDARD_ERROR * 1.001, 0.03, "PASS"),
+        (CERTAIN * 1.001, 0.01, "REGRESSED"),
+        (CERTAIN * 0.999, 0.01, "INCONCLUSIVE"),
+        (MARGIN * 1.001, 0.03, "REGRESSED"),
+        (MARGIN * 0.999, 0.03, "INCONCLUSIVE"),
+        (MARGIN - SURE * 0.999, 0.03, "INCONCLUSIVE"),
+        (MARGIN - SURE * 1.001, 0.03, "PASS"),
         (0.0, 0.03, "PASS"),
-        (-math.log1p(0.03) * 0.999, 0.03, "PASS"),
-        (-math.log1p(0.03) * 1.001, 0.03, "IMPROVED"),
-        (-t(1 - ALPHA / 3) * STANDARD_ERROR * 0.999, 0.01, "PASS"),
-        (-t(1 - ALPHA / 3) * STANDARD_ERROR * 1.001, 0.01, "IMPROVED"),
+        (-MARGIN * 0.999, 0.03, "PASS"),
+        (-MARGIN * 1.001, 0.03, "IMPROVED"),
+        (-CERTAIN * 0.999, 0.01, "PASS"),
+        (-CERTAIN * 1.001, 0.01, "IMPROVED"),
     ],
 )
 def test_the_limits_are_where_the_rule_puts_them(difference: float, tolerance: float, status: str) -> None:
     assert judged(current(math.exp(difference), tolerance=tolerance)).status == status
 
 
-def test_more_runs_narrow_the_interval_by_what_differs_between_runs() -> None:
-    one, six = judged(current(1.0)), judged(current(*[1.0] * 6))
+@pytest.mark.parametrize(
+    ("factor", "outcome"), [(0.999, ("PASS", True)), (1.001, ("INCONCLUSIVE", False))], ids=["below", "above"]
+)
+def test_noise_hides_a_tolerance_that_is_less_than_twice_what_a_pass_takes(
+    factor: float, outcome: tuple[Status, bool]
+) -> None:
+    tolerance = math.expm1(2 * SURE * factor)
 
+    verdict = judged(current(math.exp(2 * SURE * 0.9), tolerance=tolerance))
+
+    assert (verdict.status, verdict.is_low_power) == outcome
+
+
+@pytest.mark.parametrize(
+    ("factor", "outcome"), [(0.999, ("PASS", True)), (1.001, ("INCONCLUSIVE", False))], ids=["below", "above"]
+)
+def test_where_more_runs_are_to_come_it_is_the_noise_of_the_last_look_that_counts(
+    factor: float, outcome: tuple[Status, bool]
+) -> None:
+    """Six runs, of which the first is left out, on five sessions of one."""
+    least = t(0.95, FREEDOM) * math.sqrt(SESSION * 1.2 + WITHIN * (1 / 5 + 1 / 5))
+    tolerance = math.expm1(2 * least * factor)
+
+    verdict = judged(current(math.exp(2 * least * 0.9), tolerance=tolerance), spending=CONFIRMED)
+
+    assert (verdict.status, verdict.is_low_power) == outcome
+    assert judged(current(math.exp(2 * least * 0.9), tolerance=tolerance)).is_low_power
+
+
+def test_more_runs_narrow_the_interval_by_what_differs_between_runs() -> None:
+    six = judged(current(*[1.0] * 6))
+
+    within = WITHIN * 7.9 / 12.9  # 5 degrees of freedom that saw nothing
+    standard_error, freedom = error((SESSION * 1.2, SESSION_FREEDOM), (within * (1 / 6 + 1 / 5), 12.9))
     assert six.runs == 6
-    error = math.sqrt(SESSION * 1.2 + WITHIN * (1 / 6 + 1 / 5))
-    assert six.change_high == pytest.approx(math.expm1(t(0.975) * error))
-    assert one.change_high == pytest.approx(math.expm1(t(0.975) * STANDARD_ERROR))
+    assert half_width(six) == pytest.approx(t(0.975, freedom) * standard_error)
+
+
+def test_runs_under_judgement_that_differ_widen_the_interval() -> None:
+    """Logarithms 0, 0.01 and 0.02: squares of 0.0002 with 2 degrees of freedom."""
+    verdict = judged(current(*[math.exp(log) for log in (0.0, 0.01, 0.02)]))
+
+    within = (0.0002 + 7.9 * WITHIN) / 9.9
+    standard_error, freedom = error((SESSION * 1.2, SESSION_FREEDOM), (within * (1 / 3 + 1 / 5), 9.9))
+    assert verdict.change == pytest.approx(math.expm1(0.01))
+    assert half_width(verdict) == pytest.approx(t(0.975, freedom) * standard_error)
 
 
 def half_width(verdict: Verdict) -> float:
@@ -178,16 +278,17 @@ def half_width(verdict: Verdict) -> float:
 
 
 def test_against_a_session_of_the_same_visit_what_differs_between_sessions_does_not_count() -> None:
-    """One session of two runs decides nothing: all variances are the prior's, with 10 degrees of freedom."""
-    quantile = float(scipy.stats.t.ppf(0.975, 10))
+    """One session of two runs decides nothing: the variance between sessions is the prior's."""
     baseline = accepted([1.0, 1.0], visits="v")
-    within = WITHIN * 10 / 11  # 1 degree of freedom that saw nothing
+    freedom = 7.9 + 1 + 2  # of two runs accepted, and of three judged
+    of_runs = WITHIN * 7.9 / freedom * (1 / 3 + 1 / 2)
 
     here = judged(current(*[1.0] * 3), baseline, visit="v")
     later = judged(current(*[1.0] * 3), baseline, visit="w")
 
-    assert half_width(here) == pytest.approx(quantile * math.sqrt(within * (1 / 3 + 1 / 2)))
-    assert half_width(later) == pytest.approx(quantile * math.sqrt(2 * 0.003**2 + within * (1 / 3 + 1 / 2)))
+    assert half_width(here) == pytest.approx(t(0.975, freedom) * math.sqrt(of_runs))
+    standard_error, both = error((2 * 0.003**2, 8), (of_runs, freedom))
+    assert half_width(later) == pytest.approx(t(0.975, both) * standard_error)
 
 
 def test_runs_that_belong_to_no_visit_are_of_another_one() -> None:
@@ -205,8 +306,14 @@ def test_of_sessions_on_one_gpu_that_of_the_same_visit_is_nearest() -> None:
 
     expected = [judged(current(1.0), baseline, visit=visit).baseline_value or 0.0 for visit in ("w", "x")]
 
-    assert 1.003 < expected[1] < 1.004
-    assert 1.005 < expected[0] < 1.01
+    # sessions of one run on one GPU weigh the same; of the own visit's deviation, its session's share is seen
+    logs = [0.0, 0.0, math.log(1.01)]
+    between = fmean(logs)
+    squares = sum((log - between) ** 2 for log in logs)
+    session = (squares - 2 * WITHIN + 8 * 0.003**2) / 10
+    share = session / (session + WITHIN)
+    assert expected[1] == pytest.approx(math.exp(between))
+    assert expected[0] == pytest.approx(math.exp(share * logs[2] + (1 - share) * between))
 
 
 def test_several_sessions_of_one_visit_can_be_compared_with() -> None:
@@ -224,14 +331,16 @@ def test_runs_are_not_believed_to_agree_better_than_each_is_known(where: str) ->
 
     verdict = judged(current(1.0, spread=spread), baseline)
 
-    assert half_width(verdict) == pytest.approx(t(0.975) * math.sqrt((SESSION + 0.02**2) * 1.2))
+    standard_error, freedom = error((SESSION * 1.2, SESSION_FREEDOM), (0.02**2 * 1.2, WITHIN_FREEDOM))
+    assert half_width(verdict) == pytest.approx(t(0.975, freedom) * standard_error)
 
 
 def test_the_spreads_of_all_runs_count_by_their_mean_square() -> None:
     verdict = judged(current(1.0, spread=0.04), accepted(*[[1.0]] * 5, spread=0.02))
 
     within = (5 * 0.01**2 + 0.02**2) / 6
-    assert half_width(verdict) == pytest.approx(t(0.975) * math.sqrt((SESSION + within) * 1.2))
+    standard_error, freedom = error((SESSION * 1.2, SESSION_FREEDOM), (within * 1.2, WITHIN_FREEDOM))
+    assert half_width(verdict) == pytest.approx(t(0.975, freedom) * standard_error)
 
 
 def test_runs_that_are_known_well_are_not_believed_to_agree_better_than_they_do() -> None:
@@ -246,6 +355,11 @@ def test_a_rate_that_falls_is_slower_in_terms_of_time() -> None:
     assert verdict.status == "REGRESSED"
     assert verdict.change == pytest.approx(0.25)  # 500 / 400: each call takes a quarter longer
     assert verdict.baseline_value == pytest.approx(500e12)
+    assert verdict.value == pytest.approx(400e12)
+
+
+def test_the_value_of_several_runs_is_their_geometric_mean() -> None:
+    assert judged(current(1.0, 1.0, 1.331)).value == pytest.approx(1.1)
 
 
 def test_fewer_than_five_sessions_are_provisional() -> None:

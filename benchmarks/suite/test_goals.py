@@ -1,34 +1,30 @@
 """The workloads whose repeatability is published in RESULTS.md; two of them with a slowdown planted on demand."""
 
-import os
-
 import pytest
 import torch
+from planted import planted
 
 from pytest_gpuperf import Device, GpuBenchmark
 from pytest_gpuperf.workloads.bandwidth import MemoryBandwidth
 from pytest_gpuperf.workloads.matmul import Matmul
 
-#: Work made larger by this fraction.
-PLANTED = float(os.environ.get("GPUPERF_PLANTED", "0"))
-
 
 @pytest.mark.perf(tolerance=0.02)
 def test_matmul_8192(gpu: Device, gpu_benchmark: GpuBenchmark) -> None:
-    """8192^3 bfloat16, sustained; planted slowdowns are 1.5 times those of the memory-bound tests."""
-    gpu_benchmark(Matmul(8192, dtype="bfloat16", device=gpu.device, slowdown=1.5 * PLANTED))
+    """8192^3 bfloat16, sustained."""
+    gpu_benchmark(Matmul(8192, dtype="bfloat16", device=gpu.device, slowdown=planted("matmul")))
 
 
 @pytest.mark.perf(tolerance=0.01)
 def test_copy(gpu: Device, gpu_benchmark: GpuBenchmark) -> None:
     """A copy of 1 GiB, cold."""
-    gpu_benchmark(MemoryBandwidth("copy", size_bytes=2**30, device=gpu.device, slowdown=PLANTED))
+    gpu_benchmark(MemoryBandwidth("copy", size_bytes=2**30, device=gpu.device, slowdown=planted("copy")))
 
 
 @pytest.mark.perf(tolerance=0.01)
 def test_softmax(gpu: Device, gpu_benchmark: GpuBenchmark) -> None:
     """Softmax over the rows of a 16384 x 4096 float32 matrix, cold."""
-    x = torch.randn(round(16384 * (1 + PLANTED)), 4096, device=gpu.device)
+    x = torch.randn(round(16384 * (1 + planted("softmax"))), 4096, device=gpu.device)
     gpu_benchmark(lambda: torch.softmax(x, dim=-1), mode="cold")
 
 

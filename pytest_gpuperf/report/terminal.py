@@ -92,7 +92,7 @@ def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
 
 
 def _shown(measurement: Measurement, verdict: Verdict, record: TestRecord) -> Measurement:
-    """The measurement with the value that the verdict is about: the mean of the fresh processes, where there are any."""
+    """The measurement with the value that the verdict is about: the mean of the fresh processes, if there are any."""
     return measurement if verdict.value is None or not record.more else replace(measurement, value=verdict.value)
 
 
@@ -242,7 +242,7 @@ def notes(records: Sequence[TestRecord], *, record_command: str | None, silent: 
             )
         )
     explained = {"INCONCLUSIVE", "INVALID", "INCOMPARABLE"} - set(silent)
-    lines += [_detail(record, v) for record, v in pairs if v.status in explained]
+    lines += _details([(record, v) for record, v in pairs if v.status in explained])
     lines += _doubts(records)
     return lines
 
@@ -250,6 +250,18 @@ def notes(records: Sequence[TestRecord], *, record_command: str | None, silent: 
 def _tally(pairs: Sequence[tuple[TestRecord, Verdict]]) -> str:
     statuses = [verdict.status for _, verdict in pairs]
     return ", ".join(f"{statuses.count(status)} {status}" for status in _COLOURS if status in statuses)
+
+
+def _details(pairs: Sequence[tuple[TestRecord, Verdict]]) -> list[Line]:
+    """A line for each, but one for many of the same reason."""
+    groups: dict[tuple[Status, str], list[Line]] = {}
+    for record, verdict in pairs:
+        groups.setdefault((verdict.status, verdict.reason), []).append(_detail(record, verdict))
+    lines: list[Line] = []
+    for (status, reason), group in groups.items():
+        many = Line(text=f"{status} {len(group)} metrics: {reason}", colour="yellow")
+        lines += [many] if len(group) > 3 else group
+    return lines
 
 
 def _detail(record: TestRecord, verdict: Verdict) -> Line:
