@@ -172,39 +172,24 @@ def run_ab(
         clock: Seconds from any start.
     """
     start_s = clock()
-    pairs: list[Pair] = []
-    number, problem = 0, None
-    ending: Ending = "pairs"
+    problem = None
     with _folder(plan.keep) as folder:
         runs = _Runs(plan, folder, gpus, say)
         try:
-            for _ in range(plan.warmup):
-                runs.one(base, "warm-up", 0)
-                runs.one(head, "warm-up", 0)
-            while number < plan.pairs:
-                begin_s = clock()
-                pair = runs.pair(base, head, number + 1)
-                number += 1
-                pairs += [pair] if pair else []
-                if number in looks(plan.pairs) and _is_decided(_compare(pairs, plan, number, is_last=False)):
-                    ending = "decided"
-                    break
-                if plan.budget_s is not None and 2 * clock() - begin_s - start_s > plan.budget_s:
-                    ending = "budget" if number < plan.pairs else "pairs"
-                    break
+            ending: Ending = runs.all(base, head, clock)
         except KeyboardInterrupt:
             ending = "interrupted"
         except _Failed as error:
             ending, problem = "failed", str(error)
     return Comparison(
-        metrics=_compare(pairs, plan, number, is_last=ending != "decided"),
-        pairs=number,
+        metrics=_compare(runs.pairs, plan, runs.number, is_last=ending != "decided"),
+        pairs=runs.number,
         lost=tuple(runs.lost),
         ending=ending,
         problem=problem,
         duration_s=clock() - start_s,
-        base=next((record.environment for pair in pairs for record in pair.base.tests), None),
-        head=next((record.environment for pair in pairs for record in pair.head.tests), None),
+        base=next((record.environment for pair in runs.pairs for record in pair.base.tests), None),
+        head=next((record.environment for pair in runs.pairs for record in pair.head.tests), None),
     )
 
 
@@ -232,13 +217,37 @@ class _Runs:
     """Runs a side's tests in fresh processes, and gives up when a side fails again and again."""
 
     def __init__(self, plan: Plan, folder: Path, gpus: Sequence[Device], say: Callable[[str], None]) -> None:
+        self.pairs: list[Pair] = []
         self.lost: list[str] = []
+        self.number = 0  # of the last pair that was run
         self._plan = plan
         self._folder = folder
         self._gpus = gpus
         self._say = say
         self._lost_in_a_row: Counter[Label] = Counter()
         self._variables: dict[str, str] | None = None
+
+    def all(self, base: Side, head: Side, clock: Callable[[], float]) -> Ending:
+        """Warm-up and pairs, until a look decides everything or there is nothing left to run.
+
+        Raises:
+            _Failed: Two runs of a side in a row were lost.
+        """
+        start_s = clock()
+        for side in (base, head) * self._plan.warmup:
+            self.one(side, "warm-up", 0)
+        while self.number < self._plan.pairs:
+            begin_s = clock()
+            pair = self.pair(base, head, self.number + 1)
+            self.number += 1
+            self.pairs += [pair] if pair else []
+            is_look = self.number in looks(self._plan.pairs)
+            if is_look and _is_decided(_compare(self.pairs, self._plan, self.number, is_last=False)):
+                return "decided"
+            now_s = clock()
+            if self._plan.budget_s is not None and now_s - start_s + now_s - begin_s > self._plan.budget_s:
+                return "budget" if self.number < self._plan.pairs else "pairs"
+        return "pairs"
 
     def pair(self, base: Side, head: Side, number: int) -> Pair | None:
         """Both sides, BASE first in odd pairs; `None` if a run was lost, and then the other one is not begun."""

@@ -296,7 +296,8 @@ class AnchorVerdict(Record, frozen=True, kw_only=True):
 
     Attributes:
         records: The anchors, judged. One that is off is INCOMPARABLE: it is recorded only with a reason, which begins a
-            new epoch. One that would be off if it had sessions enough to tell is INCONCLUSIVE, and is recorded.
+            new epoch. One that would be off if it had sessions enough to tell is INCONCLUSIVE, and is recorded. One
+            measured on an unwell device is INVALID, off or not, and is never recorded.
         off: Names of those that are off.
         reason: Why no result on these devices is the code's; `None` if no anchor is off.
         advice: Likely causes, and commands, of the first that is off.
@@ -373,37 +374,46 @@ class _Judged:
 
 
 def _judged(record: TestRecord, file: BaselineFile | None, visit: str | None, priors: Priors | None) -> _Judged:
+    found = _compared(record, file, visit, priors)
+    telemetry = record.measurements[0].telemetry
+    ill = health(telemetry) if telemetry else None
+    if ill is None:
+        return found
+    words = f"{found.words}, with {ill}" if found.words else ill
+    return dataclasses.replace(found, verdict=replace(found.verdict, status="INVALID", reason=words), words=words)
+
+
+def _compared(record: TestRecord, file: BaselineFile | None, visit: str | None, priors: Priors | None) -> _Judged:
     measurement = record.measurements[0]
-    blank = Verdict(status="NEW", metric=measurement.metric, reason="", tolerance=0.0)
-    if file is None or record.key.test not in file.tests:
-        return _Judged(record=record, verdict=replace(blank, reason="No baseline of this anchor on this device."))
-    baseline = file.tests[record.key.test].get(measurement.metric)
-    if baseline is not None and (differences := _identity_differences(measurement, baseline)):
-        verdict = replace(blank, status="INCOMPARABLE", reason=f"Not comparable: {differences}.")
+    blank = Verdict(status="NEW", metric=measurement.metric, reason="No baseline on this device.", tolerance=0.0)
+    baseline = file.tests.get(record.key.test, {}).get(measurement.metric) if file else None
+    if file is None or baseline is None:
+        return _Judged(record=record, verdict=blank)
+    if differences := _identity_differences(measurement, baseline):
+        verdict = replace(blank, status="INCOMPARABLE", reason=f"Not comparable: {'; '.join(differences)}.")
         return _Judged(record=record, verdict=verdict)
     sessions = _comparable(record, baseline, file)
-    if baseline is None or not sessions:
+    if not sessions:
         return _Judged(record=record, verdict=replace(blank, reason="No session on this hardware and software."))
     prediction = _prediction(record, replace(baseline, sessions=sessions), visit, priors)
     return _decided(record, replace(blank, sessions=len(sessions)), prediction)
 
 
-def _identity_differences(measurement: Measurement, baseline: MetricBaseline) -> str:
-    pairs = (
-        (f"unit {measurement.unit}", f"baseline {baseline.unit}"),
-        (f"method {measurement.method}", f"baseline {baseline.method}"),
-    )
-    same = (measurement.unit == baseline.unit, measurement.method == baseline.method)
-    return "; ".join(", ".join(pair) for pair, is_same in zip(pairs, same, strict=True) if not is_same)
+def _identity_differences(measurement: Measurement, baseline: MetricBaseline) -> list[str]:
+    differences = []
+    if measurement.unit != baseline.unit:
+        differences.append(f"unit {measurement.unit}, baseline {baseline.unit}")
+    if measurement.method != baseline.method:
+        differences.append(f"method {measurement.method}, baseline {baseline.method}")
+    return differences
 
 
-def _comparable(record: TestRecord, baseline: MetricBaseline | None, file: BaselineFile) -> tuple[Session, ...]:
+def _comparable(record: TestRecord, baseline: MetricBaseline, file: BaselineFile) -> tuple[Session, ...]:
     """Sessions on the same hardware, with the same versions of what an anchor stands on."""
-    now = record.environment
     return tuple(
         session
-        for session in (baseline.sessions if baseline else ())
-        if _is_comparable(now, file.environments[session.environment])
+        for session in baseline.sessions
+        if _is_comparable(record.environment, file.environments[session.environment])
     )
 
 
@@ -429,8 +439,6 @@ def _decided(record: TestRecord, verdict: Verdict, prediction: Prediction) -> _J
     is_far, is_early = abs(difference) > DEVIATIONS * error, verdict.sessions < ENOUGH_SESSIONS
     half = t_quantile(0.975, prediction.degrees_of_freedom) * error
     words = f"the anchor {record.key.test} is {_in_words(difference, error)}"
-    if ill := health(measurement.telemetry) if measurement.telemetry else None:
-        words = f"{words}, with {ill}"
     early = f", which {verdict.sessions} of {ENOUGH_SESSIONS} sessions cannot tell from chance" if is_early else ""
     status: Status = "PASS" if not is_far else "INCONCLUSIVE" if is_early else "INCOMPARABLE"
     verdict = replace(

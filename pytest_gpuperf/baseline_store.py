@@ -73,6 +73,21 @@ def _prune_file(path: Path, module: str, doomed: set[Entry]) -> int:
     return len(removed)
 
 
+def write_file(root: Path, path: Path, data: bytes) -> None:
+    """Write a file that belongs to the baselines, such as what was learned from them, under their lock.
+
+    Args:
+        root: Folder of all baselines.
+        path: The file.
+        data: All of it.
+
+    Raises:
+        BaselineError: It cannot be locked or written. An old one is intact unless the message says not.
+    """
+    with _locked(root):
+        _replace(path, data)
+
+
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
     from filelock import FileLock

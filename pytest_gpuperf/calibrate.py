@@ -1,57 +1,44 @@
 """How noisy is each metric on this machine, and which tolerance does it support? Fresh processes of pytest tell.
 
 The spread of a metric between the processes, averaged with what such metrics usually show, is its noise between runs.
-With it the judge is asked about 200 imagined baselines of five sessions, each of one run, and new runs against them:
-
-    sees        smallest slowdown told from noise with 80 % power: by one run, and by three runs in fresh processes
-    supported   the smallest of `TOLERANCES` with which an unchanged metric passes at its first run 95 times in 100,
-                and one slower by twice the tolerance is REGRESSED by its third run 80 times in 100
+What the judge can make of such noise is in `analysis/prospects.py`.
 
 A calibration is one visit to one machine. Noise between visits and between GPUs is the prior's, not measured.
 """
 
 import math
-import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean
 from typing import Literal
 
 from msgspec.structs import replace
 
+from pytest_gpuperf.analysis.prospects import Prospects
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.judge import CONFIRMED, ENOUGH_SESSIONS, ONCE, alpha_of, judge
+from pytest_gpuperf.judge import alpha_of
 from pytest_gpuperf.priors import Priors, prior_of
 from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.records import (
-    BaselineRun,
     Environment,
-    Hardware,
     Measurement,
-    MetricBaseline,
     Record,
-    Session,
     TestKey,
     TestRecord,
-    Verdict,
     decode_lines,
 )
 from pytest_gpuperf.stats import SessionLogs, Variance, level_squares, variance_components
 
-#: What a tolerance is rounded up to.
-TOLERANCES = (0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
 #: A tolerance that is this many times what the noise supports could be tighter.
 ROOMY = 3.0
 #: Processes without which no noise is known.
 FEWEST_RUNS = 2
 
-_PASSES, _CAUGHT, _GAMES = 0.95, 0.8, 200
 #: Exit codes of pytest after which a results file is whole, and after which every other process would end alike.
 _GOOD_CODES, _WRONG_ARGUMENTS = (0, 1), (4, 5)
-_HERE = "here"
 
 Advice = Literal["fine", "too tight", "could be tighter"]
 
@@ -255,7 +242,7 @@ def _calibration(runs: _Runs, priors: Priors, alpha: float) -> Calibration:
     if len(usual) == len(sessions):  # one run on each device says nothing of runs
         return known
     components = variance_components(sessions, prior=prior.variances, floor=prior.floor)
-    typical = _Typical(
+    prospects = Prospects(
         run=replace(first, spread=known.within, telemetry=None, samples_s=()),
         middle=known.value,
         # A run cannot be known better than its own interval says, as in the judge.
@@ -265,7 +252,7 @@ def _calibration(runs: _Runs, priors: Priors, alpha: float) -> Calibration:
         is_cpu=is_cpu,
         alpha=alpha,
     )
-    return _with_noise(known, level_squares(sessions).within, typical)
+    return _with_noise(known, level_squares(sessions).within, prospects)
 
 
 def _by_device(runs: _Runs, usual: Sequence[Measurement]) -> list[SessionLogs]:
@@ -276,134 +263,17 @@ def _by_device(runs: _Runs, usual: Sequence[Measurement]) -> list[SessionLogs]:
     return [SessionLogs(device_group=devices, logs=tuple(logs)) for devices, logs in groups.items()]
 
 
-def _with_noise(known: Calibration, between: Variance, typical: "_Typical") -> Calibration:
+def _with_noise(known: Calibration, between: Variance, prospects: Prospects) -> Calibration:
     low, high = deviation_interval(between)
     return replace(
         known,
         between=math.sqrt(between.value),
         between_low=low,
         between_high=high,
-        sees_once=typical.sees(1),
-        sees_confirmed=typical.sees(3),
-        supported=typical.supported(),
+        sees_once=prospects.sees(1),
+        sees_confirmed=prospects.sees(3),
+        supported=prospects.supported(),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Typical:
-    """A metric with five sessions of one run each as its baseline, and what the judge says of more runs of it.
-
-    Attributes:
-        run: One that was measured.
-        middle: Value of the baseline.
-        within: Variance between runs, as measured.
-        session: Variance between sessions, as usual.
-        priors: What the judge knows of noise.
-        alpha: Chance of a false REGRESSED.
-    """
-
-    run: Measurement
-    middle: float
-    within: float
-    session: float
-    priors: Priors
-    is_cpu: bool
-    alpha: float
-
-    def supported(self) -> float | None:
-        """The smallest tolerance with which unchanged metrics pass at once and slower ones are caught."""
-        games = _games(self.within, self.session)
-        return next((tolerance for tolerance in TOLERANCES if self._supports(tolerance, games)), None)
-
-    def _supports(self, tolerance: float, games: "Sequence[_Game]") -> bool:
-        def passes(game: _Game) -> bool:
-            verdict = self._judged(game.baseline, game.runs[:1], look=1, tolerance=tolerance)
-            return verdict.status == "PASS" and not verdict.is_low_power
-
-        def is_caught(game: _Game) -> bool:
-            slower = tuple(run + math.log1p(2 * tolerance) for run in game.runs)
-            return self._judged(game.baseline, slower, look=2, tolerance=tolerance).status == "REGRESSED"
-
-        return _is_mostly(map(passes, games), _PASSES) and _is_mostly(map(is_caught, games), _CAUGHT)
-
-    def sees(self, runs: Literal[1, 3]) -> float | None:
-        """Smallest slowdown told from noise: by one run that is judged for good, or by three at the second look."""
-        places = [i - (ENOUGH_SESSIONS - 1) / 2 for i in range(ENOUGH_SESSIONS)]
-        scale = math.sqrt((self.within + self.session) / variance(places))
-        apart = math.sqrt(self.within)
-        verdict = self._judged(
-            [scale * place for place in places],
-            (0.0,) if runs == 1 else (0.0, -apart, apart),
-            look=1 if runs == 1 else 2,
-            spending=ONCE if runs == 1 else CONFIRMED,
-        )
-        return verdict.minimum_detectable_effect
-
-    def _judged(
-        self,
-        baseline: Sequence[float],
-        runs: Sequence[float],
-        *,
-        look: int,
-        tolerance: float = 0.5,
-        spending: tuple[float, ...] = CONFIRMED,
-    ) -> Verdict:
-        """Judge runs against sessions of one run each; both are logarithms from the middle, + is worse."""
-        environment = Environment(hardware=Hardware(name=_HERE))
-        return judge(
-            [replace(self.run, value=self._value(log), tolerance=tolerance) for log in runs],
-            self._baseline(baseline),
-            environments={_HERE: environment},
-            environment=environment,
-            devices=(_HERE,),
-            is_cpu=self.is_cpu,
-            look=look,
-            spending=spending,
-            alpha=self.alpha,
-            priors=self.priors,
-        )
-
-    def _baseline(self, logs: Sequence[float]) -> MetricBaseline:
-        run = self.run
-        values = [BaselineRun(value=self._value(log), spread=run.spread) for log in logs]
-        sessions = tuple(
-            Session(date="", visit=str(visit), devices=(_HERE,), environment=_HERE, runs=(value,))
-            for visit, value in enumerate(values)
-        )
-        return MetricBaseline(unit=run.unit, better=run.better, kind=run.kind, method=run.method, sessions=sessions)
-
-    def _value(self, log: float) -> float:
-        return self.middle * math.exp(log if self.run.better == "lower" else -log)
-
-
-class _Game(Record, frozen=True, kw_only=True):
-    """A baseline and three runs of an unchanged metric, as chance has them: logarithms from the middle."""
-
-    baseline: tuple[float, ...]
-    runs: tuple[float, ...]
-
-
-def _games(within: float, session: float) -> list[_Game]:
-    chance = random.Random(0)  # noqa: S311 - noise, not a secret; the same for every tolerance and every time
-
-    def visit(runs: int) -> tuple[float, ...]:
-        level = chance.gauss(0.0, math.sqrt(session))
-        return tuple(level + chance.gauss(0.0, math.sqrt(within)) for _ in range(runs))
-
-    def baseline() -> tuple[float, ...]:
-        return tuple(log for _ in range(ENOUGH_SESSIONS) for log in visit(1))
-
-    return [_Game(baseline=baseline(), runs=visit(3)) for _ in range(_GAMES)]
-
-
-def _is_mostly(outcomes: Iterator[bool], share: float) -> bool:
-    """Whether that share of the games ends well; gives up as soon as it cannot."""
-    failures = 0
-    for is_good in outcomes:
-        failures += not is_good
-        if failures > _GAMES * (1 - share) + 1e-9:
-            return False
-    return True
 
 
 def deviation_interval(squared: Variance, *, confidence: float = 0.95) -> tuple[float, float]:

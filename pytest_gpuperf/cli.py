@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from pytest_gpuperf.report.terminal import Line, baseline_command, notes, table
 from pytest_gpuperf.run import judge_record
 from pytest_gpuperf.units import format_percent, format_value
 
+if TYPE_CHECKING:
+    from pytest_gpuperf.calibrate import Process
+
 GOOD, ERROR, REGRESSION, NOT_SETTLED = 0, 1, 2, 3
 
 #: What click raises for a wrong command line; typer carries a copy of click, so the class is found through its own.
@@ -31,14 +34,19 @@ app = typer.Typer(
 )
 baseline_app = typer.Typer(no_args_is_help=True, help="Look at the baselines, and change them.")
 app.add_typer(baseline_app, name="baseline")
+history_app = typer.Typer(no_args_is_help=True, help="Keep every run, and find when a metric changed.")
+app.add_typer(history_app, name="history")
 
 BaselinesOption = Annotated[Path, typer.Option("--baselines", help="Folder of the baselines.")]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Results of a run of pytest.")]
 TestsArgument = Annotated[
     list[str] | None, typer.Argument(help="Full ids, modules, functions, or parts of a test's own name; default: all.")
 ]
+PytestArguments = Annotated[list[str] | None, typer.Argument(metavar="-- PYTEST_ARGS", help="Arguments of pytest.")]
+StoreOption = Annotated[str, typer.Option("--store", envvar="GPUPERF_HISTORY", help="Path or URL of the history.")]
 DEFAULT_BASELINES = Path("baselines")
 DEFAULT_RESULTS = Path(".gpuperf/results.jsonl")
+DEFAULT_STORE = ".gpuperf/history.sqlite"
 
 
 def main() -> None:
@@ -168,6 +176,110 @@ def prune(
     typer.echo(f"{deleted} unused baselines{' found' if is_dry else ' deleted'}.")
 
 
+@history_app.command("add")
+def history_add(
+    results: Annotated[list[Path], typer.Argument(help="Results of runs of pytest.")],
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Add runs to the history, the oldest first. A run that is there already is not added again."""
+    from pytest_gpuperf.analysis.history_file import place_of
+    from pytest_gpuperf.report.history import add_run
+
+    place = place_of(store)
+    for run in sorted((read_results(path) for path in results), key=lambda found: found.run.date):
+        _echo(add_run(place, run))
+
+
+@history_app.command("list")
+def history_list(tests: TestsArgument = None, store: StoreOption = DEFAULT_STORE) -> None:
+    """List the metrics of the history: how many runs, from when to when, the last value."""
+    from pytest_gpuperf.analysis.history import open_history
+    from pytest_gpuperf.analysis.history_file import place_of
+    from pytest_gpuperf.report.history import chosen, list_lines
+
+    place = place_of(store)
+    with open_history(place) as history:
+        _echo(list_lines(chosen(history.summaries(), lambda test: _is_chosen(test, tests), place)))
+
+
+@history_app.command("show")
+def history_show(
+    test: Annotated[str, typer.Argument(help="Full id, module, function, or a part of the test's own name.")],
+    metric: Annotated[str | None, typer.Argument(help="Default: all of the test.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Show every value of a metric: date, commit, value, verdict."""
+    from pytest_gpuperf.analysis.history import open_history
+    from pytest_gpuperf.analysis.history_file import place_of
+    from pytest_gpuperf.report.history import chosen, show_lines
+
+    place = place_of(store)
+    with open_history(place) as history:
+        summaries = [one for one in history.summaries() if metric in (None, one.series.metric)]
+        for summary in chosen(summaries, lambda name: _is_chosen(name, [test]), place):
+            _echo(show_lines(summary.series, history.points(summary.series)))
+
+
+@history_app.command("changes")
+def history_changes(
+    tests: TestsArgument = None,
+    store: StoreOption = DEFAULT_STORE,
+    by_date: Annotated[bool, typer.Option("--by-date", help="Order runs by date, not as they were added.")] = False,
+) -> None:
+    """Say when metrics stepped from one level to another: date, commits, by how much, with an interval."""
+    from pytest_gpuperf.analysis.history import open_history
+    from pytest_gpuperf.analysis.history_file import place_of
+    from pytest_gpuperf.analysis.levels import levels
+    from pytest_gpuperf.report.history import change_lines, chosen
+
+    place = place_of(store)
+    with open_history(place) as history:
+        found = chosen(history.summaries(), lambda test: _is_chosen(test, tests), place)
+        _echo(change_lines([levels(one.series, history.points(one.series), by_date=by_date) for one in found]))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Results of a run of pytest, to compare with.")],
+    b: Annotated[Path, typer.Argument(help="Results of another run.")],
+    across: Annotated[bool, typer.Option("--across", help="Only how much better B is, whatever each ran on.")] = False,
+) -> int:
+    """Compare two results files, with intervals. Exit code 2: something got slower, 3: not settled."""
+    from pytest_gpuperf.report.compare import compare as compare_results
+    from pytest_gpuperf.report.compare import compare_lines
+
+    found = compare_results(read_results(a), read_results(b), across=across)
+    _echo(compare_lines(found, (str(a), str(b)), width=_width()))
+    return REGRESSION if found.has_worse else GOOD if found.is_settled else NOT_SETTLED
+
+
+@baseline_app.command()
+def learn(baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
+    """Learn from the baselines how noisy each kind of metric is on each kind of device, for the judge to use."""
+    from pytest_gpuperf.analysis.learning import keep, lessons
+    from pytest_gpuperf.report.learning import lesson_lines
+
+    found = lessons(baselines_root)
+    if not found:
+        raise UsageError(f"No baselines in {baselines_root}. Run pytest, then: gpuperf baseline record")
+    for lesson in found:
+        _echo(lesson_lines(lesson, keep(baselines_root, lesson)))
+
+
+@baseline_app.command()
+def drift(tests: TestsArgument = None, baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
+    """Compare the last sessions of every epoch with its first five: what many small steps add up to."""
+    from pytest_gpuperf.analysis.drift import drifts
+    from pytest_gpuperf.report.drift import drift_lines
+
+    if not baseline_file.list_files(baselines_root):
+        raise UsageError(f"No baselines in {baselines_root}. Run pytest, then: gpuperf baseline record")
+    found = [each for each in drifts(baselines_root) if _is_chosen(str(each.key), tests)]
+    if tests and not found:
+        raise UsageError(f"No baseline of {' or '.join(tests)} in {baselines_root} has more than 5 sessions.")
+    _echo(drift_lines(found))
+
+
 @app.command()
 def specs(
     compare: Annotated[list[str] | None, typer.Option("--compare", help="GPUs of the table to compare.")] = None,
@@ -255,6 +367,49 @@ def ab(  # noqa: PLR0913 - each is an option of the command line
     _echo(report(comparison, width=_width()))
     codes = {"good": GOOD, "slower": REGRESSION, "undecided": NOT_SETTLED, "error": ERROR, "interrupted": 130}
     return codes[comparison.outcome]
+
+
+@app.command()
+def calibrate(
+    arguments: PytestArguments = None,
+    runs: Annotated[int, typer.Option("--runs", "-n", help="Processes to run.")] = 5,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Most seconds for one process.")] = 3600.0,
+    baselines_root: BaselinesOption = DEFAULT_BASELINES,
+) -> int:
+    """Run the suite in fresh processes: how noisy each metric is, what can be seen, which tolerance that supports."""
+    from pytest_gpuperf import calibrate as calibration
+    from pytest_gpuperf.report.calibrate import process_lines
+
+    if runs < calibration.FEWEST_RUNS or not timeout_s > 0:
+        raise UsageError(f"-n {runs} --timeout {timeout_s:g}: need two runs or more, of more than 0 seconds each.")
+    for path in baselines_root.glob("*/.priors.json"):  # before the GPU's time is spent
+        read_priors(baselines_root, path.parent.name)
+    processes: list[calibration.Process] = []
+    with tempfile.TemporaryDirectory(prefix="gpuperf-calibrate-") as folder:
+        try:
+            for process in calibration.run_processes(arguments or [], Path(folder), count=runs, timeout_s=timeout_s):
+                processes.append(process)
+                _echo(process_lines(process, runs, width=_width()))
+        except KeyboardInterrupt:
+            typer.echo(f"Interrupted: this is what {len(processes)} of {runs} runs say.")
+            _show_calibration(processes, baselines_root)
+            raise
+    return _show_calibration(processes, baselines_root)
+
+
+def _show_calibration(processes: "list[Process]", root: Path) -> int:
+    from pytest_gpuperf import calibrate as calibration
+    from pytest_gpuperf.report.calibrate import calibration_lines, legend_lines
+
+    good = [process for process in processes if process.problem is None]
+    if len(good) < calibration.FEWEST_RUNS:
+        need = f"{calibration.FEWEST_RUNS} good runs are needed to know any noise"
+        typer.echo(f"gpuperf: {need}, and {len(good)} of {len(processes)} were good.", err=True)
+        return ERROR
+    priors = {record.slug: read_priors(root, record.slug) for process in good for record in process.tests}
+    found = calibration.calibrate(good, priors)
+    _echo([*calibration_lines(found, calibration.left_out(good)), *legend_lines(found)])
+    return GOOD
 
 
 def _outcome(verdict: Verdict, planted: float) -> str:

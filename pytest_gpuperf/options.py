@@ -39,6 +39,7 @@ class Settings:
         key: Label of a runner pool, part of the baselines' folder.
         json: Where results.jsonl goes.
         patch: Where a patch of the baselines goes.
+        history: Path or URL of the history that the run is added to at its end.
         budget_s: Most seconds to spend on measuring a test again; 0: never; `None`: three times its own duration.
         missing: What a metric without a baseline does.
         inconclusive: What a metric that noise leaves undecided does.
@@ -56,6 +57,7 @@ class Settings:
     key: str | None
     json: Path
     patch: Path | None
+    history: str | None
     budget_s: float | None
     missing: Policy
     inconclusive: Policy
@@ -90,6 +92,7 @@ def add_options(parser: pytest.Parser) -> None:
     add("--gpuperf-key", metavar="LABEL", help="label of a runner pool that has baselines of its own")
     add("--gpuperf-json", metavar="PATH", help="where the results go (default: .gpuperf/results.jsonl)")
     add("--gpuperf-patch", metavar="PATH", help="write what would make this run's values the baselines, for git apply")
+    add("--gpuperf-history", metavar="PATH_OR_URL", help="add this run to a history when it ends")
     add(
         "--gpuperf-budget",
         metavar="SECONDS",
@@ -130,6 +133,7 @@ def read_settings(config: pytest.Config) -> Settings:
         key=option("--gpuperf-key"),
         json=config.rootpath / (option("--gpuperf-json") or ".gpuperf/results.jsonl"),
         patch=config.invocation_params.dir / option("--gpuperf-patch") if option("--gpuperf-patch") else None,
+        history=_history(option("--gpuperf-history")),
         budget_s=_seconds(option("--gpuperf-budget")),
         missing=option("--gpuperf-missing") or policy,
         inconclusive=option("--gpuperf-inconclusive") or policy,
@@ -172,6 +176,18 @@ def _reason(text: str | None) -> str | None:
         raise pytest.UsageError(
             "--gpuperf-accept needs a reason, such as --gpuperf-accept 'new attention kernel, #123'."
         )
+    return text
+
+
+def _history(text: str | None) -> str | None:
+    if text is None:
+        return None
+    from pytest_gpuperf.analysis.history_file import place_of
+
+    try:
+        place_of(text)
+    except UsageError as error:
+        raise pytest.UsageError(f"--gpuperf-history: {error}") from None
     return text
 
 

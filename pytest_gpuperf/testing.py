@@ -342,5 +342,5 @@ def fake_machine(*gpus: GpuInfo, noise: float = 0.0, anchors: Mapping[str, Call]
         "auto",
         nvml=FakeNvml(*found),
         make_stopwatch=lambda _: FakeStopwatch(noise=noise),
-        anchors=anchors or {},
+        anchors=anchors,
     )

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,11 @@ def file_of(count: int, change: Callable[[TestRecord], TestRecord] = lambda reco
             file = append(file, run_info(number), change(record), ["time"])
     assert file is not None
     return file
+
+
+@cache
+def usual_file() -> BaselineFile:
+    return file_of(8)
 
 
 def judged(gemm_s: float, sessions: int = 8) -> AnchorVerdict:
@@ -232,14 +238,28 @@ def test_the_advice_names_causes_and_commands() -> None:
     )
 
 
-def test_the_illness_of_the_device_is_named_with_the_anchor() -> None:
+def unwell(gemm_s: float) -> tuple[TestRecord, ...]:
+    """Anchors measured while heat held the clock down."""
     states = [fake_state(), fake_state(hw_thermal_s=1e6)]
-    ill = Machine(
-        "auto", nvml=FakeNvml(states=states), make_stopwatch=lambda _: FakeStopwatch(), anchors={"gemm": lambda: 3e-4}
-    )
-    verdict = judge_anchors(measure_anchors(ill, ill.devices), file_of(8), visit="now")
+    nvml = FakeNvml(states=states)
+    ill = Machine("auto", nvml=nvml, make_stopwatch=lambda _: FakeStopwatch(), anchors={"gemm": lambda: gemm_s})
+    return measure_anchors(ill, ill.devices)
+
+
+def test_the_illness_of_the_device_is_named_with_the_anchor_that_is_off() -> None:
+    verdict = judge_anchors(unwell(3e-4), file_of(8), visit="now")
+    assert verdict.off == ("gemm",)
     assert verdict.reason is not None
     assert verdict.reason.endswith("(3 are allowed), with thermal slowdown by the hardware for 100 % of the time")
+
+
+@pytest.mark.parametrize("sessions", [0, 4, 8])
+def test_an_anchor_of_an_unwell_device_is_never_recorded_even_if_it_is_not_off(sessions: int) -> None:
+    verdict = judge_anchors(unwell(GEMM_S), file_of(sessions) if sessions else None, visit="now")
+    (told,) = verdict.records[0].verdicts
+    assert verdict.off == ()
+    assert told.status == "INVALID"
+    assert told.reason.endswith("thermal slowdown by the hardware for 100 % of the time")
 
 
 def standard_error(record: TestRecord, file: BaselineFile) -> tuple[float, float]:
@@ -257,7 +277,7 @@ def standard_error(record: TestRecord, file: BaselineFile) -> tuple[float, float
 @settings(max_examples=25, deadline=None)
 @given(deviations=st.floats(-6.0, 6.0).filter(lambda d: abs(abs(d) - 3.0) > 0.01))
 def test_an_anchor_is_off_by_more_than_three_of_its_deviations(deviations: float) -> None:
-    file = FILE
+    file = usual_file()
     expected, error = standard_error(measured()[0], file)
     records = measured(math.exp(expected + deviations * error))
     assert bool(judge_anchors(records, file, visit="now").off) == (abs(deviations) > 3.0)
@@ -285,6 +305,12 @@ def test_an_anchor_that_is_off_is_recorded_only_with_a_reason(tmp_path: Path) ->
     assert file is not None
     after = judge_anchors(measured(GEMM_S * 1.05), file, visit="now")
     assert after.off == ()
+
+
+def test_an_anchor_is_held_closer_to_the_sessions_of_its_own_visit() -> None:
+    records, file = measured(), file_of(8)
+    (now, same) = (judge_anchors(records, file, visit=visit).records[0].verdicts[0] for visit in ("now", "visit-0"))
+    assert same.tolerance < now.tolerance
 
 
 # When it cannot say
@@ -462,6 +488,3 @@ def test_without_a_baseline_nothing_corrects() -> None:
     _, metric_file = correlated(9)
     assert best_covariate(metric_file.tests["gemm"]["time"], 1e-3, measured(), None) is None
     assert best_covariate(metric_file.tests["gemm"]["time"], 1e-3, [], None) is None
-
-
-FILE = file_of(8)

@@ -13,7 +13,7 @@ import typer
 from harness import FAKE_H100
 
 from pytest_gpuperf import cli, options
-from pytest_gpuperf.judge import PRIORS
+from pytest_gpuperf.priors import package_priors
 from pytest_gpuperf.records import BaselineFile
 from pytest_gpuperf.requirement import GpuRequirement
 from pytest_gpuperf.timing import CPU_PLANS, GPU_PLANS, Plan
@@ -151,9 +151,12 @@ def percent(fraction: float) -> str:
 
 def test_the_priors_are_those_of_the_code() -> None:
     text = (ROOT / "docs/verdicts.md").read_text()
-    for kind, prior in PRIORS.items():
-        figures = (prior.within, prior.session, prior.device, prior.floor, prior.tolerance)
-        assert f"| {'on a CPU' if kind == 'cpu' else kind} | {' | '.join(map(percent, figures))} |" in text
+    for kind, prior in package_priors().items():
+        levels = [
+            f"{percent(level.deviation)} ({level.worth:g})" for level in (prior.within, prior.session, prior.device)
+        ]
+        cells = [*levels, percent(prior.floor), percent(prior.tolerance)]
+        assert f"| {'on a CPU' if kind == 'cpu' else kind} | {' | '.join(cells)} |" in text
 
 
 def test_the_baseline_file_shown_can_be_read() -> None:

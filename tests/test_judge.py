@@ -3,8 +3,8 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
-from statistics import fmean, median
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import get_args
 
 import pytest
@@ -199,7 +199,7 @@ def test_the_chance_of_such_a_change_is_students(value: float) -> None:
     """Of 1.5, 1e-30: what is left of a probability just under one would have no digits."""
     expected = scipy.stats.t.sf(math.log(value) / STANDARD_ERROR, FREEDOM)
 
-    assert judged(current(value)).p_value == pytest.approx(expected, rel=1e-6)
+    assert judged(current(value)).p_value == pytest.approx(expected, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -403,15 +403,15 @@ def test_the_order_of_the_devices_does_not_matter() -> None:
 
 
 def test_a_regression_says_by_how_much_with_its_interval_and_the_tolerance() -> None:
-    assert judged(current(1.05)).reason == "5.0 % slower (3.9 % to 6.1 %), tolerance 3.0 %."
+    assert judged(current(1.05)).reason == "5.0 % slower (4.3 % to 5.7 %), tolerance 3.0 %."
 
 
 def test_a_pass_says_the_change_too() -> None:
-    assert judged(current(1.004)).reason == "0.40 % slower (-0.61 % to 1.4 %), tolerance 3.0 %."
+    assert judged(current(1.004)).reason == "0.40 % slower (-0.30 % to 1.1 %), tolerance 3.0 %."
 
 
 def test_an_improvement_says_faster_with_the_interval_turned_round() -> None:
-    assert judged(current(0.95)).reason == "5.0 % faster (4.0 % to 6.0 %), tolerance 3.0 %."
+    assert judged(current(0.95)).reason == "5.0 % faster (4.3 % to 5.7 %), tolerance 3.0 %."
 
 
 @pytest.mark.parametrize(("value", "words"), [(1.05, "5.0 % worse ("), (0.95, "5.0 % better (")])
@@ -425,7 +425,7 @@ def test_a_pass_that_noise_leaves_no_room_for_says_what_it_can_see() -> None:
     verdict = judged(current(1.01), accepted([1.0]), is_cpu=True)
 
     assert (verdict.status, verdict.is_low_power) == ("PASS", True)
-    assert verdict.reason == "1.0 % slower (-16 % to 21 %), tolerance 10 %; low power: sees 60 % at best."
+    assert verdict.reason == "1.0 % slower (-17 % to 23 %), tolerance 10 %; low power: sees 62 % at best."
 
 
 def test_noise_does_not_pass_what_is_beyond_the_tolerance() -> None:
@@ -435,15 +435,18 @@ def test_noise_does_not_pass_what_is_beyond_the_tolerance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "look", "remedy"),
+    ("runs", "look", "spending", "remedy"),
     [
-        (1, 1, "not settled by 1 run: more runs or more sessions in the baseline may settle it."),
-        (3, 2, "not settled by 3 runs: more runs or more sessions in the baseline may settle it."),
-        (6, 3, "not settled by 6 runs: more sessions in the baseline may settle it."),
+        (1, 1, ONCE, "not settled by 1 run: more sessions in the baseline may settle it."),
+        (1, 1, CONFIRMED, "not settled by 1 run: more runs or more sessions in the baseline may settle it."),
+        (3, 2, CONFIRMED, "not settled by 2 runs: more runs or more sessions in the baseline may settle it."),
+        (6, 3, CONFIRMED, "not settled by 5 runs: more sessions in the baseline may settle it."),
     ],
 )
-def test_what_is_not_settled_says_what_may_settle_it(runs: int, look: int, remedy: str) -> None:
-    verdict = judged(current(*[1.029] * runs), look=look)
+def test_what_is_not_settled_says_what_may_settle_it(
+    runs: int, look: int, spending: tuple[float, ...], remedy: str
+) -> None:
+    verdict = judged(current(*[1.029] * runs), look=look, spending=spending)
 
     assert verdict.status == "INCONCLUSIVE"
     assert verdict.reason.startswith("2.9 % slower (")
@@ -579,15 +582,391 @@ def test_a_tolerance_that_fits_the_noise_is_not_warned_of(tolerance: float, dete
     assert tolerance_warning(verdict_with(tolerance, detectable)) is None
 
 
-def test_every_kind_has_a_prior_and_a_cpu_has_its_own() -> None:
-    for kind in get_args(Kind):
-        assert prior_of(kind, is_cpu=False) is PRIORS[kind]
-        assert prior_of(kind, is_cpu=True) is PRIORS["cpu"]
-
-
 def test_the_tolerance_of_the_test_replaces_that_of_the_kind() -> None:
     assert judged(current(1.0, kind="transfer")).tolerance == 0.05
     assert judged(current(1.0, kind="transfer", tolerance=0.02)).tolerance == 0.02
+
+
+def test_noise_that_was_learned_replaces_the_packages() -> None:
+    learned = {**package_priors(), "compute": package_priors()["host"]}
+
+    verdict = judged(current(1.0), priors=learned)
+
+    assert verdict.tolerance == 0.2
+    assert half_width(verdict) > 10 * half_width(judged(current(1.0)))
+    assert judged(current(1.0), is_cpu=True, priors=learned) == judged(current(1.0), is_cpu=True)
+
+
+# looks: after 1, 3 and 6 runs, of which the first counts at the first look alone
+
+
+def test_all_looks_together_spend_the_false_alarm_rate_and_no_more() -> None:
+    assert len(CONFIRMED) == len(LOOKS)
+    assert sum(CONFIRMED) == pytest.approx(1)
+    assert sum(ONCE) == 1
+
+
+@pytest.mark.parametrize(("look", "made", "counted"), [(1, 1, 1), (2, 3, 2), (3, 6, 5)])
+@pytest.mark.parametrize(("factor", "status"), [(1.001, "REGRESSED"), (0.999, "INCONCLUSIVE")])
+def test_each_look_spends_its_share(look: int, made: int, counted: int, factor: float, status: str) -> None:
+    freedom = WITHIN_FREEDOM + counted - 1
+    within = WITHIN * WITHIN_FREEDOM / freedom  # the runs agree
+    standard_error, both = error((SESSION * 1.2, SESSION_FREEDOM), (within * (1 / counted + 1 / 5), freedom))
+    limit = t(1 - CONFIRMED[look - 1] * ALPHA, both) * standard_error
+
+    runs = current(*[math.exp(limit * factor)] * made, tolerance=0.008)
+    verdict = judged(runs, look=look, spending=CONFIRMED)
+
+    assert (verdict.status, verdict.runs) == (status, counted)
+
+
+def test_a_metric_that_is_judged_once_spends_all_at_once() -> None:
+    value = math.exp(CERTAIN * 1.001)
+
+    assert judged(current(value, tolerance=0.01), spending=ONCE).status == "REGRESSED"
+    assert judged(current(value, tolerance=0.01), spending=CONFIRMED).status == "INCONCLUSIVE"
+
+
+def test_a_first_run_that_was_out_of_luck_accuses_nobody() -> None:
+    suspicion = judged(current(1.5), spending=CONFIRMED)
+    verdict = judged(current(1.5, 1.0, 1.0), look=2, spending=CONFIRMED)
+
+    assert (suspicion.status, is_settled(suspicion, 1)) == ("REGRESSED", False)
+    assert (verdict.status, verdict.runs, verdict.value) == ("PASS", 2, 1.0)
+
+
+def test_a_first_run_that_was_lucky_clears_nobody() -> None:
+    assert judged(current(0.9, 1.05, 1.05), look=2, spending=CONFIRMED).value == pytest.approx(1.05)
+
+
+def test_a_slowdown_that_two_more_runs_confirm_is_settled() -> None:
+    verdict = judged(current(1.05, 1.05, 1.05), look=2, spending=CONFIRMED)
+
+    assert (verdict.status, is_settled(verdict, 2)) == ("REGRESSED", True)
+
+
+def test_a_single_run_counts_at_any_look() -> None:
+    assert judged(current(1.05), look=2, spending=CONFIRMED).value == pytest.approx(1.05)
+
+
+@pytest.mark.parametrize("status", get_args(Status))
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_only_doubt_and_a_first_suspicion_are_worth_more_runs(status: Status, look: int) -> None:
+    is_open = status == "INCONCLUSIVE" or (status == "REGRESSED" and look == 1)
+
+    assert is_settled(replace(verdict_with(0.03, None), status=status), look) is not is_open
+
+
+# many metrics
+
+
+@pytest.mark.parametrize(
+    ("metrics", "rejected", "alpha"),
+    [
+        (0, 0, 0.001),
+        (1, 0, 0.001),
+        (20, 0, 0.001),  # 0.02 / 20
+        (40, 0, 0.0005),
+        (200, 0, 0.0001),
+        (200, 100, 0.0002),
+        (200, 199, 0.001),
+        (200, 200, 0.001),
+    ],
+)
+def test_what_the_next_metric_of_a_run_may_spend_is_holms_share(metrics: int, rejected: int, alpha: float) -> None:
+    assert alpha_of(metrics, rejected) == pytest.approx(alpha)
+
+
+@given(metrics=st.integers(0, 10_000), rejected=st.integers(0, 10_000), more=st.integers(0, 10))
+def test_the_share_grows_as_metrics_are_rejected_and_is_never_above_that_of_one(
+    metrics: int, rejected: int, more: int
+) -> None:
+    assert 0 < alpha_of(metrics, rejected) <= alpha_of(metrics, rejected + more) <= ALPHA
+    assert alpha_of(metrics + more, rejected) <= alpha_of(metrics, rejected)
+
+
+@given(metrics=st.integers(1, 10_000), changed=st.integers(0, 10_000))
+def test_the_unchanged_metrics_of_a_run_are_all_let_go_but_once_in_fifty_runs(metrics: int, changed: int) -> None:
+    """At worst all that did change have been rejected already, and the unchanged are independent."""
+    assume(changed < metrics)
+    unchanged = metrics - changed
+
+    assert 1 - (1 - alpha_of(metrics, changed)) ** unchanged <= ALPHA_OF_A_RUN
+
+
+def test_a_smaller_share_asks_for_a_larger_difference() -> None:
+    slow = current(math.exp(CERTAIN * 1.001), tolerance=0.01)
+
+    assert judged(slow).status == "REGRESSED"
+    assert judged(slow, alpha=alpha_of(40)).status == "INCONCLUSIVE"
+
+
+# drift: from the sixth session on, the first five are compared with, too
+
+LEVELS = accepted(*[[1.0]] * 5, *[[1.02]] * 15)
+
+
+def test_what_crept_in_is_named_with_the_change_since_the_epoch_began() -> None:
+    verdict = judged(current(1.035), LEVELS)
+
+    assert verdict.status == "REGRESSED"
+    assert verdict.drift == pytest.approx(0.035)
+    assert verdict.change == pytest.approx(1.035 / 1.02**0.75 - 1)
+    assert verdict.reason == (
+        "2.0 % slower (0.36 % to 3.6 %), tolerance 3.0 %; "
+        "drifted: 3.5 % slower (2.8 % to 4.2 %) since this epoch's first 5 sessions."
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "tolerance", "has_drifted"),
+    [
+        (MARGIN * 1.001, 0.03, True),
+        (MARGIN * 0.999, 0.03, False),
+        (t(1 - ALPHA / 2, FREEDOM) * STANDARD_ERROR * 1.001, 0.01, True),
+        (t(1 - ALPHA / 2, FREEDOM) * STANDARD_ERROR * 0.999, 0.01, False),
+    ],
+)
+def test_drift_is_what_is_beyond_the_tolerance_of_the_first_five_sessions_alone_and_not_by_chance(
+    difference: float, tolerance: float, *, has_drifted: bool
+) -> None:
+    baseline = accepted(*[[1.0]] * 5, *[[math.exp(difference)]] * 15)
+
+    verdict = judged(current(math.exp(difference), tolerance=tolerance), baseline)
+
+    assert (verdict.status == "REGRESSED") is has_drifted
+    assert ("drifted" in verdict.reason) is has_drifted
+
+
+def test_both_comparisons_share_the_false_alarm_rate() -> None:
+    """Six sessions: 5 degrees of freedom that saw nothing, and 8 of the prior."""
+    baseline = accepted(*[[1.0]] * 6)
+    session = 8 * 0.003**2 / 13
+    standard_error, freedom = error((session * 7 / 6, 13), (WITHIN * 7 / 6, WITHIN_FREEDOM))
+    limit = t(1 - ALPHA / 2, freedom) * standard_error
+
+    assert judged(current(math.exp(limit * 1.001), tolerance=0.01), baseline).status == "REGRESSED"
+    assert judged(current(math.exp(limit * 0.999), tolerance=0.01), baseline).status == "INCONCLUSIVE"
+
+
+def test_a_regression_beyond_both_is_no_drift() -> None:
+    verdict = judged(current(1.1), LEVELS)
+
+    assert verdict.status == "REGRESSED"
+    assert verdict.drift == pytest.approx(0.1)
+    assert "drifted" not in verdict.reason
+
+
+def test_five_sessions_know_no_drift() -> None:
+    assert judged(current(1.0)).drift is None
+    assert judged(current(1.0), accepted(*[[1.0]] * 6)).drift == pytest.approx(0.0)
+
+
+MODULE, TEST = "test_suite.py", "test_kernel"
+
+
+def recorded(file: BaselineFile | None, week: int, runs: Sequence[Measurement]) -> BaselineFile:
+    """The baselines with one more week's session."""
+    for i, run in enumerate(runs):
+        process = RunInfo(schema=1, run_id=f"{week}-{i}", date="2026-11-20T00:00:00Z", visit=str(week))
+        record = TestRecord(
+            key=TestKey(module=MODULE, test=TEST),
+            slug="h100",
+            devices=("a",),
+            environment=HERE,
+            measurements=(run,),
+            verdicts=(),
+        )
+        file = append(file, process, record, ["time"])
+    assert file is not None
+    return file
+
+
+def alarm(weekly: float, *, weeks: int, stable: int, noise: float = 0.002) -> tuple[int, Verdict]:
+    """The first week whose verdict is REGRESSED, of a kernel that gets slower every week after some stable ones.
+
+    Every week is a session of one run, or of all that were made to settle it, and is added to the baseline.
+    """
+    rng = random.Random(3)
+    file = None
+    for week in range(-stable, 0):
+        file = recorded(file, week, current(math.exp(rng.gauss(0, noise))))
+    for week in range(weeks + 1):
+        values = [(1 + weekly) ** week * math.exp(rng.gauss(0, noise)) for _ in range(LOOKS[-1])]
+        baseline = file.tests[TEST]["time"] if file else None
+        for look, made in enumerate(LOOKS, start=1):
+            runs = current(*values[:made])
+            environments = file.environments if file else {}
+            verdict = judge(
+                runs,
+                baseline,
+                environments=environments,
+                environment=HERE,
+                devices=("a",),
+                is_cpu=False,
+                look=look,
+                spending=CONFIRMED,
+            )
+            if is_settled(verdict, look):
+                break
+        if verdict.status == "REGRESSED":
+            return week, verdict
+        file = recorded(file, week, runs)
+    pytest.fail(f"not seen in {weeks} weeks, {(1 + weekly) ** weeks - 1:.1%} in all")
+
+
+def test_two_percent_a_week_are_seen_in_the_second_week_though_no_step_is_beyond_the_tolerance() -> None:
+    week, verdict = alarm(0.02, weeks=10, stable=5)
+
+    assert week == 2
+    assert verdict.tolerance == 0.03
+
+
+def test_half_a_percent_a_week_is_seen_when_it_adds_up_to_more_than_the_tolerance() -> None:
+    """Without the first five sessions it never would be: fifteen weeks of it are in the baseline."""
+    week, verdict = alarm(0.005, weeks=40, stable=5)
+
+    assert week == 7  # 3.6 %
+    assert "drifted" in verdict.reason
+
+
+# the clock
+
+
+def test_a_slowdown_that_is_none_in_clock_cycles_is_the_clocks() -> None:
+    verdict = judged(current(1.05, clock_mhz=1890.0), accepted(*[[1.0]] * 5, clocks_mhz=[1980.0] * 5))
+
+    assert verdict.status == "INVALID"
+    assert verdict.change == pytest.approx(0.05)
+    assert verdict.reason == (
+        "5.0 % slower (4.3 % to 5.7 %) in time, but +0.23 % in clock cycles: the SM clock was 1890 MHz, 1980 MHz in "
+        "the baseline. It is the clock that changed: look at heat and power, and whether the code draws more power now."
+    )
+
+
+def test_the_clock_explains_a_rate_as_well_as_a_time() -> None:
+    baseline = accepted(*[[500e12]] * 5, unit="FLOP/s", better="higher", clocks_mhz=[1980.0] * 5)
+
+    verdict = judged(current(475e12, unit="FLOP/s", better="higher", clock_mhz=1881.0), baseline)
+
+    assert verdict.status == "INVALID"
+    assert verdict.change == pytest.approx(1 / 0.95 - 1)
+    assert "but +0.00 % in clock cycles" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("value", "clock_mhz"),
+    [
+        pytest.param(1.05, 1980.0, id="the same clock"),
+        pytest.param(1.05, 1976.0, id="a clock that is lower by noise"),
+        pytest.param(math.exp(MARGIN * 1.02), 1976.0, id="just beyond the tolerance, and within it in cycles"),
+        pytest.param(1.10, 1881.0, id="a clock that explains half of it"),
+        pytest.param(1.05, 2079.0, id="a higher clock"),
+        pytest.param(1.05, None, id="a clock that is not known"),
+    ],
+)
+def test_a_slowdown_in_clock_cycles_is_a_regression(value: float, clock_mhz: float | None) -> None:
+    baseline = accepted(*[[1.0]] * 5, clocks_mhz=[1980.0] * 5)
+
+    assert judged(current(value, clock_mhz=clock_mhz), baseline).status == "REGRESSED"
+
+
+def test_a_baseline_without_clocks_explains_nothing() -> None:
+    assert judged(current(1.05, clock_mhz=1890.0)).status == "REGRESSED"
+
+
+def test_what_is_not_bound_by_compute_is_not_excused_by_the_clock() -> None:
+    baseline = accepted(*[[1.0]] * 5, clocks_mhz=[1980.0] * 5, kind="memory")
+
+    assert judged(current(1.05, clock_mhz=1980.0 / 1.05, kind="memory"), baseline).status == "REGRESSED"
+
+
+def test_an_improvement_by_a_higher_clock_is_one() -> None:
+    baseline = accepted(*[[1.0]] * 5, clocks_mhz=[1890.0] * 5)
+
+    assert judged(current(0.95, clock_mhz=1990.0), baseline).status == "IMPROVED"
+
+
+def test_the_clock_is_compared_with_that_of_this_gpus_own_sessions() -> None:
+    """Of all three, the mean is 1887 MHz: the clock would be the same."""
+    baseline = accepted([1.0], [1.0], [1.0], devices="aab", clocks_mhz=[1980.0, 1980.0, 1700.0])
+
+    assert judged(current(1.05, clock_mhz=1887.0), baseline, device="a").status == "INVALID"
+
+
+def test_drift_at_the_same_clock_is_no_matter_of_the_clock() -> None:
+    """Against all sessions the change is within the tolerance, in time and in cycles."""
+    verdict = judged(current(1.035, clock_mhz=1980.0), clocked(LEVELS, [1980.0] * 20))
+
+    assert (verdict.status, "drifted" in verdict.reason) == ("REGRESSED", True)
+
+
+def test_drift_of_the_clock_is_the_clocks() -> None:
+    verdict = judged(current(1.035, clock_mhz=1913.0), clocked(LEVELS, [1980.0] * 5 + [1941.0] * 15))
+
+    assert verdict.status == "INVALID"
+    assert verdict.reason.startswith("3.5 % slower (2.8 % to 4.2 %) in time, but +0.00 % in clock cycles: the SM clock")
+    assert "was 1913 MHz, 1980 MHz in the baseline." in verdict.reason
+
+
+def clocked(baseline: MetricBaseline, clocks_mhz: Sequence[float]) -> MetricBaseline:
+    """The same baseline with one clock a session."""
+    sessions = [
+        replace(session, runs=tuple(replace(run, sm_clock_mhz=clock) for run in session.runs))
+        for session, clock in zip(baseline.sessions, clocks_mhz, strict=True)
+    ]
+    return replace(baseline, sessions=tuple(sessions))
+
+
+# faults: baselines that say too little, or too much
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "reason"),
+    [
+        (1.0, "PASS", "0.00 % slower (-1.1 % to 1.1 %), tolerance 3.0 %."),
+        (1.05, "REGRESSED", "5.0 % slower (3.9 % to 6.1 %), tolerance 3.0 %."),
+    ],
+)
+def test_one_session_of_one_run_is_judged_by_the_usual_noise_of_its_kind(
+    value: float, status: str, reason: str
+) -> None:
+    verdict = judged(current(value), accepted([1.0]))
+
+    standard_error, freedom = error((2 * 0.003**2, 8), (2 * WITHIN, WITHIN_FREEDOM))
+    assert half_width(verdict) == pytest.approx(t(0.975, freedom) * standard_error)
+    assert (verdict.status, verdict.reason, verdict.is_provisional) == (status, reason, True)
+
+
+def test_values_that_are_all_the_same_are_not_believed_to_be_without_noise() -> None:
+    """Twenty sessions of three runs of a memory-bound kernel, and one run: the floor is left between sessions."""
+    baseline = accepted(*[[0.003] * 3] * 20)
+
+    verdict = judged(current(0.003, kind="memory"), baseline)
+
+    within = 4.1 * 0.0003**2 / 44.1
+    standard_error, freedom = error((0.0003**2 * 21 / 20, 23), (within * (1 + 1 / 60), 44.1))
+    assert half_width(verdict) == pytest.approx(t(0.975, freedom) * standard_error)
+    assert verdict.status == "PASS"
+    assert (verdict.change, verdict.p_value) == pytest.approx((0.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "reason"),
+    [
+        (1.0, "PASS", "29 % faster (-11 % to 55 %), tolerance 3.0 %; low power: sees 182 % at best."),
+        (1.5, "INCONCLUSIVE", "not settled by 1 run: more sessions in the baseline may settle it."),
+        (4.0, "REGRESSED", "183 % slower (80 % to 345 %), tolerance 3.0 %."),
+    ],
+)
+def test_two_sessions_that_disagree_wildly_decide_nothing_but_what_is_wilder(
+    value: float, status: str, reason: str
+) -> None:
+    verdict = judged(current(value), accepted([1.0], [2.0]))
+
+    assert verdict.baseline_value == pytest.approx(math.sqrt(2))
+    assert verdict.status == status
+    assert verdict.reason.endswith(reason)
 
 
 # properties
@@ -608,7 +987,14 @@ def outcome(sessions: Sessions, values: Sequence[float], kind: Kind, *, factor: 
 
 
 def numbers(verdict: Verdict) -> tuple[float, ...]:
-    found = (verdict.change, verdict.change_low, verdict.change_high, verdict.minimum_detectable_effect)
+    found = (
+        verdict.change,
+        verdict.change_low,
+        verdict.change_high,
+        verdict.minimum_detectable_effect,
+        verdict.p_value,
+        verdict.drift,
+    )
     return tuple(number for number in found if number is not None)
 
 
@@ -621,6 +1007,9 @@ def test_the_scale_of_the_values_changes_nothing(
 
     assert after.status == before.status
     assert numbers(after) == pytest.approx(numbers(before), abs=1e-9)
+    assert (after.value, after.baseline_value) == pytest.approx(
+        ((before.value or 0.0) * factor, (before.baseline_value or 0.0) * factor)
+    )
 
 
 @given(sessions=baselines, values=runs, kind=kinds)
@@ -656,9 +1045,12 @@ def test_more_slowdown_never_mends_a_regression(
 def test_the_order_of_the_sessions_does_not_matter(
     sessions: Sessions, values: list[float], kind: Kind, order: random.Random
 ) -> None:
+    """But for the drift: which sessions were first is what it is about."""
     shuffled = order.sample(sessions, len(sessions))
 
-    assert numbers(outcome(shuffled, values, kind)) == pytest.approx(numbers(outcome(sessions, values, kind)), abs=1e-9)
+    before, after = (replace(outcome(one, values, kind), drift=None) for one in (sessions, shuffled))
+
+    assert numbers(after) == pytest.approx(numbers(before), abs=1e-9)
 
 
 @given(sessions=baselines, values=runs, kind=kinds)
@@ -667,12 +1059,16 @@ def test_the_interval_holds_the_change_and_agrees_with_the_verdict(
     sessions: Sessions, values: list[float], kind: Kind
 ) -> None:
     verdict = outcome(sessions, values, kind)
-    change, low, high, detectable = numbers(verdict)
+    change, low, high, detectable, p_value = numbers(verdict)[:5]
 
     assert low < change < high
     assert detectable > 0
-    if verdict.status == "REGRESSED":
-        assert low > 0
+    assert (p_value < 0.5) is (change > 0) or change == pytest.approx(0, abs=1e-9)
+    assert (p_value < 0.025) is (low > 0) or low == pytest.approx(0, abs=1e-9)
+    if verdict.status == "REGRESSED" and "drifted" in verdict.reason:
+        assert (verdict.drift or 0.0) > verdict.tolerance
+    elif verdict.status == "REGRESSED":
+        assert p_value < ALPHA
         assert change > verdict.tolerance
     if verdict.status == "IMPROVED":
         assert high < 0
@@ -680,69 +1076,139 @@ def test_the_interval_holds_the_change_and_agrees_with_the_verdict(
         assert change < verdict.tolerance
 
 
-# error rates, simulated: (between sessions, between runs) as relative standard deviations
+@given(sessions=baselines, values=runs, kind=kinds)
+@settings(deadline=None)
+def test_one_more_run_that_agrees_with_the_rest_hardly_ever_widens_the_interval(
+    sessions: Sessions, values: list[float], kind: Kind
+) -> None:
+    """The error is less, but it may rest more on sessions, of which less is known: up to 7 %, of one session."""
+    mean = math.exp(fmean(math.log(value) for value in values))
 
-COMPUTE = (0.003, 0.0025)
-MEMORY = (0.0005, 0.0005)
+    before, after = outcome(sessions, values, kind), outcome(sessions, [*values, mean], kind)
+
+    assert half_width(after) <= half_width(before) * 1.07
+
+
+# error rates, simulated
+
+
+def noise_of(kind: Kind) -> tuple[float, float]:
+    """What the package expects between sessions and between runs, as relative standard deviations."""
+    prior = package_priors()[kind]
+    return prior.session.deviation, prior.within.deviation
+
+
+def drawn(kind: Kind, rng: random.Random) -> tuple[float, float]:
+    """The noise of one metric of a kind whose metrics differ as much as the package expects."""
+    prior = package_priors()[kind]
+    spread = [level.worth / rng.gammavariate(level.worth / 2, 2) for level in (prior.session, prior.within)]
+    return prior.session.deviation * math.sqrt(spread[0]), prior.within.deviation * math.sqrt(spread[1])
+
+
+def session_of(count: int, noise: tuple[float, float], rng: random.Random) -> list[float]:
+    """Values of the runs of one session."""
+    session, within = noise
+    of_session = rng.gauss(0, session)
+    return [math.exp(of_session + rng.gauss(0, within)) for _ in range(count)]
 
 
 def simulated(
-    noise: tuple[float, float], kind: Kind, *, slowdown: float, tolerance: float, looks: int, repeats: int
+    noise: Callable[[random.Random], tuple[float, float]],
+    kind: Kind,
+    *,
+    slowdown: float,
+    tolerance: float,
+    spending: tuple[float, ...] = CONFIRMED,
+    repeats: int,
 ) -> list[Verdict]:
-    """Verdicts on five sessions of one run and a current session that is looked at up to `looks` times."""
+    """Verdicts on five sessions of one run and a current session that is measured again until it is settled."""
     rng = random.Random(2026)
-    session, within = noise
-
-    def session_of(count: int) -> list[float]:
-        of_session = rng.gauss(0, session)
-        return [math.exp(of_session + rng.gauss(0, within)) for _ in range(count)]
 
     def last_verdict() -> Verdict:
-        baseline = accepted(*[session_of(1) for _ in range(5)])
-        now = current(*[(1 + slowdown) * value for value in session_of(6)], kind=kind, tolerance=tolerance)
-        for look, count in enumerate(LOOKS[:looks], start=1):
-            verdict = judged(now[:count], baseline, look=look)
-            if verdict.status != "INCONCLUSIVE":
+        here = noise(rng)
+        baseline = accepted(*[session_of(1, here, rng) for _ in range(5)])
+        values = [(1 + slowdown) * value for value in session_of(LOOKS[-1], here, rng)]
+        now = current(*values, kind=kind, tolerance=tolerance)
+        for look, made in enumerate(LOOKS[: len(spending)], start=1):
+            verdict = judged(now[:made], baseline, look=look, spending=spending)
+            if is_settled(verdict, look):
                 break
         return verdict
 
     return [last_verdict() for _ in range(repeats)]
 
 
-def test_an_unchanged_kernel_is_called_slower_less_than_once_in_a_thousand_with_hardly_any_tolerance() -> None:
-    verdicts = simulated(COMPUTE, "compute", slowdown=0.0, tolerance=0.0005, looks=3, repeats=4000)
-
-    assert sum(verdict.status == "REGRESSED" for verdict in verdicts) <= ALPHA * len(verdicts)
+def share(verdicts: Sequence[Verdict], status: Status) -> float:
+    return fmean(verdict.status == status for verdict in verdicts)
 
 
-def test_an_unchanged_kernel_passes_with_the_usual_tolerance() -> None:
-    verdicts = simulated(COMPUTE, "compute", slowdown=0.0, tolerance=0.03, looks=3, repeats=1000)
+def coverage(verdicts: Sequence[Verdict], change: float) -> float:
+    return fmean((one.change_low or 0.0) < change < (one.change_high or 0.0) for one in verdicts)
 
-    assert Counter(verdict.status for verdict in verdicts) == {"PASS": 1000}
+
+@pytest.mark.parametrize("within", [0.0018, 0.0025], ids=["as expected", "a third more between runs"])
+def test_an_unchanged_kernel_is_red_less_than_once_in_a_thousand_with_hardly_any_tolerance(within: float) -> None:
+    verdicts = simulated(lambda _: (0.003, within), "compute", slowdown=0.0, tolerance=0.0005, repeats=1000)
+
+    assert share(verdicts, "REGRESSED") <= ALPHA
+
+
+def test_an_unchanged_kernel_is_hardly_more_often_red_where_each_metric_has_noise_of_its_own() -> None:
+    verdicts = simulated(lambda rng: drawn("compute", rng), "compute", slowdown=0.0, tolerance=0.0005, repeats=1000)
+
+    assert share(verdicts, "REGRESSED") <= 2 * ALPHA
+
+
+@pytest.mark.parametrize("kind", ["compute", "memory"])
+def test_an_unchanged_kernel_passes_with_the_usual_tolerance(kind: Kind) -> None:
+    verdicts = simulated(lambda _: noise_of(kind), kind, slowdown=0.0, tolerance=0.03, repeats=500)
+
+    assert Counter((verdict.status, verdict.is_low_power) for verdict in verdicts) == {("PASS", False): 500}
 
 
 def test_the_interval_holds_the_true_change_as_often_as_it_says() -> None:
-    verdicts = simulated(COMPUTE, "compute", slowdown=0.02, tolerance=0.03, looks=1, repeats=2000)
+    verdicts = simulated(
+        lambda _: noise_of("compute"), "compute", slowdown=0.02, tolerance=0.03, spending=ONCE, repeats=1000
+    )
 
-    assert fmean(numbers(one)[1] < 0.02 < numbers(one)[2] for one in verdicts) >= 0.95
-
-
-def test_three_percent_of_a_compute_kernel_are_seen_in_a_single_run() -> None:
-    verdicts = simulated(COMPUTE, "compute", slowdown=0.03, tolerance=0.02, looks=1, repeats=2000)
-
-    assert fmean(verdict.status == "REGRESSED" for verdict in verdicts) >= 0.95
+    assert coverage(verdicts, 0.02) >= 0.95
 
 
-def test_two_percent_of_a_memory_kernel_are_always_seen_in_a_single_run() -> None:
-    verdicts = simulated(MEMORY, "memory", slowdown=0.02, tolerance=0.01, looks=1, repeats=1000)
+def test_the_interval_holds_nearly_as_often_where_each_metric_has_noise_of_its_own() -> None:
+    verdicts = simulated(
+        lambda rng: drawn("compute", rng), "compute", slowdown=0.02, tolerance=0.03, spending=ONCE, repeats=1000
+    )
 
-    assert Counter(verdict.status for verdict in verdicts) == {"REGRESSED": 1000}
+    assert coverage(verdicts, 0.02) >= 0.93
+
+
+def test_three_percent_of_a_compute_kernel_are_seen_with_a_tolerance_of_two() -> None:
+    verdicts = simulated(lambda _: noise_of("compute"), "compute", slowdown=0.03, tolerance=0.02, repeats=300)
+
+    assert share(verdicts, "REGRESSED") >= 0.98
+    assert share(verdicts, "PASS") == 0
+
+
+def test_two_percent_of_a_memory_kernel_are_always_seen() -> None:
+    verdicts = simulated(lambda _: noise_of("memory"), "memory", slowdown=0.02, tolerance=0.01, repeats=300)
+
+    assert share(verdicts, "REGRESSED") == 1
+
+
+def test_a_slowdown_of_the_tolerance_passes_once_in_twenty_at_most() -> None:
+    verdicts = simulated(
+        lambda _: noise_of("compute"), "compute", slowdown=0.03, tolerance=0.03, spending=ONCE, repeats=1000
+    )
+
+    assert share(verdicts, "PASS") <= 0.05
 
 
 def test_the_detectable_effect_is_detected_with_the_power_that_it_promises() -> None:
-    unchanged = simulated(COMPUTE, "compute", slowdown=0.0, tolerance=0.0005, looks=1, repeats=500)
-    effect = median(verdict.minimum_detectable_effect or 0.0 for verdict in unchanged)
+    rng, noise = random.Random(2026), noise_of("compute")
 
-    verdicts = simulated(COMPUTE, "compute", slowdown=effect, tolerance=0.0005, looks=1, repeats=2000)
+    def is_seen() -> bool:
+        baseline, (value,) = accepted(*[session_of(1, noise, rng) for _ in range(5)]), session_of(1, noise, rng)
+        effect = judged(current(value), baseline).minimum_detectable_effect or 0.0
+        return judged(current(value * (1 + effect), tolerance=0.0005), baseline).status == "REGRESSED"
 
-    assert fmean(verdict.status == "REGRESSED" for verdict in verdicts) == pytest.approx(0.8, abs=0.05)
+    assert fmean(is_seen() for _ in range(1000)) == pytest.approx(0.8, abs=0.04)

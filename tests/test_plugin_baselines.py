@@ -96,7 +96,7 @@ def test_strange_module_name_compares(pytester: pytest.Pytester, module: str) ->
 def test_strange_metric_name_compares(pytester: pytest.Pytester, metric: str) -> None:
     source = f"""
 def test_latency(perf):
-    perf.record("{metric}", TIME_S, unit="s")
+    perf.record("{metric}", TIME_S, unit="s", tolerance=0.5)
 """
     suite = Suite(files={"test_suite.py": source}).record(pytester)
 

@@ -55,11 +55,11 @@ def error_of(result: pytest.RunResult) -> str:
 # Values that make no sense
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "-inf", "abc", "", "1s", "1,5"])
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "-inf", "abc", "", "1s", "1,5"])
 def test_budget_that_is_no_number_of_seconds_is_refused(pytester: pytest.Pytester, seconds: str) -> None:
     error = error_of(Suite().run(pytester, f"--gpuperf-budget={seconds}"))
 
-    assert f"--gpuperf-budget {seconds} is not a number of seconds above zero." in error
+    assert f"--gpuperf-budget {seconds} is not a number of seconds, zero or more." in error
     assert not (pytester.path / ".gpuperf").exists()
 
 
@@ -559,15 +559,6 @@ def test_plain(): pass
     suite.run(pytester, "--gpuperf-disable").assert_outcomes(passed=1, skipped=1)
     assert not (pytester.path / "something-ran").exists()
     suite.run(pytester, "--help").stdout.fnmatch_lines(["  --gpuperf-disable*skip the tests that measure"])
-
-
-def test_budget_shortens_the_measurement(pytester: pytest.Pytester) -> None:
-    Suite().run(pytester, "--gpuperf-budget=0.2")
-    [short] = results_of(pytester).tests
-    Suite().run(pytester)
-    [long] = results_of(pytester).tests
-
-    assert len(short.measurements[0].samples_s) < len(long.measurements[0].samples_s)
 
 
 def test_options_stand_in_the_help(pytester: pytest.Pytester) -> None:

@@ -158,7 +158,7 @@ def test_mistake_in_an_option_is_readable(pytester: pytest.Pytester) -> None:
     result = suite_of(KERNEL).run(pytester, "-n2", "--gpuperf-budget=abc")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "--gpuperf-budget abc is not a number of seconds above zero." in result.stderr.str()
+    assert "--gpuperf-budget abc is not a number of seconds, zero or more." in result.stderr.str()
     assert_readable(result)
 
 

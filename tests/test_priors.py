@@ -175,17 +175,17 @@ def test_the_noise_between_sessions_is_learned_without_that_between_runs() -> No
 
 
 def test_the_noise_between_devices_is_learned_without_that_between_sessions() -> None:
-    """Two GPUs whose means differ by 3 %, two sessions of one run on each, 1 % apart."""
-    values = [math.exp(sign * 0.03 / math.sqrt(2)) * value for sign in (-1, 1) for value in pair(0.01)]
-    metric = baseline(*[[value] for value in values], devices="aabb")
+    """Two GPUs whose means differ by 3 %, two sessions on each, 2 % apart, of two runs, 2 % apart."""
+    means = [math.exp(sign * 0.03 / math.sqrt(2)) * value for sign in (-1, 1) for value in pair(0.02)]
+    metric = baseline(*[[mean * value for value in pair(0.02)] for mean in means], devices="aabb")
 
     prior = learned(metric, metric, metric)
 
-    within = package_priors()["compute"].within
-    lift = {freedom: freedom / 2 / math.exp(scipy.special.digamma(freedom / 2)) for freedom in (1, 2)}
-    session = 0.01**2 * lift[2] - within.deviation**2
-    device = 0.03**2 * lift[1] - (session + within.deviation**2) / 2
-    assert prior.within == within
+    lift = {freedom: freedom / 2 / math.exp(scipy.special.digamma(freedom / 2)) for freedom in (1, 2, 4)}
+    within = 0.02**2 * lift[4]
+    session = 0.02**2 * lift[2] - within / 2
+    device = 0.03**2 * lift[1] - (session + within / 2) / 2
+    assert prior.within.deviation == pytest.approx(math.sqrt(within), rel=5e-3)
     assert prior.session.deviation == pytest.approx(math.sqrt(session), rel=5e-3)
     assert prior.device.deviation == pytest.approx(math.sqrt(device), rel=5e-3)
 

@@ -20,6 +20,7 @@ from pytest_gpuperf.records import (
     MetricBaseline,
     Mode,
     Record,
+    Rerun,
     RunEnd,
     RunInfo,
     Session,
@@ -65,6 +66,7 @@ MEASUREMENT = Measurement(
 VERDICT = Verdict(status="PASS", metric="throughput", reason="Fine.", tolerance=0.03, change=-0.001, sessions=5)
 KEY = TestKey(module="perf_tests/test_matmul.py", test="test_matmul[8192-bfloat16]")
 RUN = RunInfo(schema=SCHEMA, run_id="0123456789ab", date="2026-11-21T00:00:00+00:00", visit="v", commit="abc-dirty")
+RERUN = Rerun(measurements=(MEASUREMENT,), duration_s=8.4)
 TEST = TestRecord(
     key=KEY,
     slug="nvidia-h100-80gb-hbm3",
@@ -74,6 +76,8 @@ TEST = TestRecord(
     verdicts=(VERDICT,),
     duration_s=8.5,
     worker="gw0",
+    more=(RERUN,),
+    problems=("a fresh process did not end in time and was killed",),
 )
 END = RunEnd(tests=(str(KEY),), is_whole=True)
 BASELINE_RUN = BaselineRun(value=690e12, spread=0.002, sm_clock_mhz=1755.0, power_w=690.0, run_id=RUN.run_id)
@@ -85,7 +89,7 @@ FILE = BaselineFile(
     schema=SCHEMA, module=KEY.module, environments={"e": ENVIRONMENT}, tests={KEY.test: {"throughput": BASELINE}}
 )
 EVERY_RECORD: tuple[Record, ...] = (
-    *(METHOD, HARDWARE, ENVIRONMENT, TELEMETRY, MEASUREMENT, VERDICT, KEY, RUN, TEST, END),
+    *(METHOD, HARDWARE, ENVIRONMENT, TELEMETRY, MEASUREMENT, VERDICT, KEY, RUN, RERUN, TEST, END),
     *(BASELINE_RUN, SESSION, BASELINE, FILE),
 )
 

@@ -39,6 +39,7 @@ class Orders:
     update: bool = False
     accept: str | None = None
     patch: Path | None = None
+    history: str | None = None
 
 
 @pytest.fixture(autouse=True)

@@ -48,9 +48,7 @@ SERVING = Noise(session=0.02, process=0.015, iteration=0.03)
 POOL = Noise(session=0.05, process=0.015, iteration=0.02)
 
 
-def draw(
-    noise: Noise, shape: tuple[int, int, int], random: np.random.Generator, *, devices: np.ndarray
-) -> np.ndarray:
+def draw(noise: Noise, shape: tuple[int, int, int], random: np.random.Generator, *, devices: np.ndarray) -> np.ndarray:
     """Draw logarithms of the times of iterations: [repetitions, sessions, runs, iterations].
 
     Args:
@@ -78,9 +76,7 @@ def _processes(noise: Noise, shape: tuple[int, int, int], random: np.random.Gene
     fresh = random.standard_t(3, shape) / math.sqrt(3) if noise.tail == "t3" else random.standard_normal(shape)
     if noise.drift:  # AR(1) with the same standard deviation at every run
         for run in range(1, shape[2]):
-            fresh[:, :, run] = (
-                noise.drift * fresh[:, :, run - 1] + math.sqrt(1 - noise.drift**2) * fresh[:, :, run]
-            )
+            fresh[:, :, run] = noise.drift * fresh[:, :, run - 1] + math.sqrt(1 - noise.drift**2) * fresh[:, :, run]
     logs = noise.process * fresh
     if noise.tail == "stragglers":
         logs += _STRAGGLER_LOG * (random.random(shape) < _STRAGGLER_SHARE)

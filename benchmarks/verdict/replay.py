@@ -24,6 +24,7 @@ from pytest_gpuperf.records import (
     MetricBaseline,
     Record,
     Session,
+    Verdict,
 )
 
 EFFECTS = (0.0, 0.03, 0.05, 0.1)
@@ -81,9 +82,10 @@ def same_visit(visit: Visit) -> Iterator[Case]:
         runs = tuple(visit.times[(start + i) % count] for i in range(min(CURRENT_RUNS, count - BASELINE_RUNS)))
         before = tuple(visit.times[start - i] for i in range(BASELINE_RUNS, 0, -1))
         yield Case(
-            now=runs, device=visit.device, visit=visit.name, baseline=(Visit(
-                name=visit.name, test=visit.test, device=visit.device, times=before
-            ),)
+            now=runs,
+            device=visit.device,
+            visit=visit.name,
+            baseline=(Visit(name=visit.name, test=visit.test, device=visit.device, times=before),),
         )
 
 
@@ -147,7 +149,7 @@ def _tallies(name: str, test: str, cases: Sequence[Case], effect: float) -> Iter
         yield Tally(scenario=name, rule=rule, effect=effect, trials=len(alarms), red=red)
 
 
-def _our_verdict(case: Case, test: str, effect: float) -> tuple:
+def _our_verdict(case: Case, test: str, effect: float) -> tuple[Verdict, int]:
     kind, tolerance = kind_and_tolerance(test)
     baseline = MetricBaseline(
         unit="s",

@@ -1,6 +1,6 @@
 """The rules by which other tools call a slowdown, as they publish them. True is an alarm.
 
-Each works on many repetitions at once. Times are positive, more is slower, and what is compared stands in the last axis.
+Each works on many repetitions at once. Times are positive, more is slower; samples stand in the last axis.
 """
 
 import math

@@ -77,6 +77,7 @@ class Scenario(Record, frozen=True, kw_only=True):
         device: Of the judged session.
         nulls: Repetitions without a change; of these, `judged` are followed to their end whatever they show.
         powered: Repetitions with each of the `effects`.
+        suite_every: Repetitions without a change that share one learned suite; too many, and one suite decides.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Scenario(Record, frozen=True, kw_only=True):
     powered: int
     effects: tuple[float, ...] = (0.03, 0.05, 0.1)
     variants: tuple[Variant, ...] = LEARNED
+    suite_every: int = 1000
 
     @property
     def sessions(self) -> int:
@@ -108,9 +110,9 @@ class Task(Record, frozen=True, kw_only=True):
     powered: int
 
 
-def tasks(scenario: Scenario, seed: int, size: int = 1000) -> list[Task]:
-    """Cut a scenario into parts of a second or so; what is judged to the end is spread over all of them."""
-    parts = max(round(scenario.nulls / size), 1)
+def tasks(scenario: Scenario, seed: int) -> list[Task]:
+    """Cut a scenario into parts, each with a suite of its own; what is judged to the end is spread over all of them."""
+    parts = max(round(scenario.nulls / scenario.suite_every), 1)
 
     def share(total: int, part: int) -> int:
         return total * (part + 1) // parts - total * part // parts
@@ -159,13 +161,13 @@ def verdict_of(judge_at: Judge, most_runs: int) -> tuple[Verdict, int]:
 
     Args:
         judge_at: Judges the first so many runs at a look: `judge_at(runs, look)`.
-        most_runs: At the last look.
+        most_runs: At the last look; no fewer than at the one before.
 
     Returns:
         The verdict and the runs that it took.
     """
     for look, runs in enumerate((*LOOKS[:-1], most_runs), start=1):
-        verdict = judge_at(min(runs, most_runs), look)
+        verdict = judge_at(runs, look)
         if is_settled(verdict, look):
             break
     return verdict, verdict.runs
@@ -174,9 +176,9 @@ def verdict_of(judge_at: Judge, most_runs: int) -> tuple[Verdict, int]:
 def can_be_red(past: np.ndarray, now: np.ndarray, *, margin: float, session: Variance) -> np.ndarray:
     """Say which repetitions can end REGRESSED at all: most need not be judged to know that they do not.
 
-    A later look must see more than the tolerance, and more than the normal quantile times a standard error that is never
-    smaller than what the prior alone leaves of the variance between sessions. Holds for sessions on one device with as
-    many runs each: then the baseline's estimate is their mean.
+    A later look must see more than the tolerance, and more than the normal quantile times a standard error that is
+    never smaller than what the prior alone leaves of the variance between sessions. Holds for sessions on one device
+    with as many runs each: then the baseline's estimate is their mean.
 
     Args:
         past: Logarithms of the baseline: [repetitions, sessions, runs].
@@ -201,12 +203,12 @@ def _null_tallies(task: Task, past: np.ndarray, now: np.ndarray, priors: dict[st
     red = dict.fromkeys(scenario.variants, 0)
     for i in range(len(past)):
         if i < task.judged:
-            found = _verdicts(scenario, past[i], now[i], priors)
+            found = all_verdicts(scenario, past[i], now[i], priors)
             for variant, end in found.items():
                 ends[variant].append(end)
             assert suspects[i] or not any(verdict.status == "REGRESSED" for verdict, _ in found.values())
         elif suspects[i]:
-            found = _verdicts(scenario, past[i], now[i], priors, is_only_red=True)
+            found = all_verdicts(scenario, past[i], now[i], priors, is_only_red=True)
         else:
             continue
         for variant, (verdict, _) in found.items():
@@ -229,14 +231,14 @@ def _power_tallies(
 ) -> Iterator[Tally]:
     scenario = task.scenario
     slower = now + np.log1p(effect)
-    found = [_verdicts(scenario, before, after, priors) for before, after in zip(past, slower, strict=True)]
+    found = [all_verdicts(scenario, before, after, priors) for before, after in zip(past, slower, strict=True)]
     for variant in scenario.variants:
         ends = [verdicts[variant] for verdicts in found]
         red = sum(verdict.status == "REGRESSED" for verdict, _ in ends)
         yield _tally(scenario, variant, effect, ends, red=red, trials=len(ends))
 
 
-def _tally(  # noqa: PLR0913 - the fields of a tally
+def _tally(
     scenario: Scenario,
     variant: Variant,
     effect: float,
@@ -258,15 +260,15 @@ def _tally(  # noqa: PLR0913 - the fields of a tally
     )
 
 
-def _verdicts(
+def all_verdicts(
     scenario: Scenario, past: np.ndarray, now: np.ndarray, priors: dict[str, Priors], *, is_only_red: bool = False
 ) -> dict[Variant, tuple[Verdict, int]]:
     """Judge one repetition in every way.
 
     Args:
         is_only_red: Leave out a variant with more metrics where the one with a single metric settled on something
-            else: at a smaller chance of error no look can be REGRESSED that is not so at the larger one. IMPROVED, which
-            a smaller chance may leave open, is followed on.
+            else: at a smaller chance of error no look can be REGRESSED that is not so at the larger one. IMPROVED,
+            which a smaller chance may leave open, is followed on.
     """
     baseline = _baseline(scenario, past)
     measurements = [_measurement(scenario, log) for log in now]

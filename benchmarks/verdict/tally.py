@@ -57,6 +57,12 @@ def of_a_run(rate: float) -> float:
     return float(1 - (1 - rate) ** METRICS_OF_A_RUN)
 
 
+def percent(fraction: float) -> str:
+    """Say a share in per cent with two significant digits."""
+    value = 100 * fraction
+    return "0" if not value else f"{value:.2g} %" if value < 10 else f"{value:.0f} %"
+
+
 def summed(tallies: Iterable[Tally]) -> list[Tally]:
     """Add up those of one scenario, rule and slowdown."""
     groups: dict[tuple[str, str, float], list[Tally]] = {}

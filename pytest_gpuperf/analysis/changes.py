@@ -43,6 +43,8 @@ _CLIP_SD = 3.0
 #: Median of the absolute value of a standard normal variable, and of the difference of two of them.
 _NORMAL_MEDIAN = 0.6744897501960817
 _MOST_ALIKE = 0.9
+#: A step changes as many differences as the lag is long: with fewer in all, their median would see it.
+_DIFFERENCES_A_LAG = 8
 
 
 class Step(Record, frozen=True, kw_only=True):
@@ -276,7 +278,8 @@ def _noise(values: "Floats", groups: "NDArray[np.intp]", floor: float) -> _Noise
     medians = []
     for lag in (1, 2, 3):
         differences = np.concatenate([np.abs(own[lag:] - own[:-lag]) for own in by_group])
-        medians.append(float(np.median(differences)) if len(differences) else 0.0)
+        if lag == 1 or len(differences) >= _DIFFERENCES_A_LAG * lag:
+            medians.append(float(np.median(differences)) if len(differences) else 0.0)
     largest = max(medians)
     sd = max(largest / _NORMAL_MEDIAN / math.sqrt(2), floor)
     # Of an autoregression, the differences of neighbours have 2 (1 - rho) of the variance, distant ones nearly 2.
@@ -285,7 +288,7 @@ def _noise(values: "Floats", groups: "NDArray[np.intp]", floor: float) -> _Noise
 
 
 def _without_outliers(values: "Floats", groups: "NDArray[np.intp]", sd: float) -> "Floats":
-    """Bring each value to within three standard deviations of the running median of its device."""
+    """Bring the outliers of each device, a tenth of its values at most, to three deviations from its running median."""
     import numpy as np
 
     cleaned = values.copy()
@@ -295,5 +298,7 @@ def _without_outliers(values: "Floats", groups: "NDArray[np.intp]", sd: float) -
             continue
         medians = np.median(np.lib.stride_tricks.sliding_window_view(own, _MEDIAN_OF), axis=1)
         centres = np.pad(medians, _MEDIAN_OF // 2, mode="edge")
-        cleaned[groups == group] = np.clip(own, centres - _CLIP_SD * sd, centres + _CLIP_SD * sd)
+        # What a tenth of the values does is no outlier.
+        reach = max(_CLIP_SD * sd, float(np.quantile(np.abs(own - centres), 0.9, method="higher")))
+        cleaned[groups == group] = np.clip(own, centres - reach, centres + reach)
     return cleaned

@@ -173,8 +173,8 @@ class History:
             for run in record.runs_of(metric):
                 if run.value <= 0:
                     raise UsageError(
-                        f"{metric} of {record.key} is {run.value:g} {run.unit}. A history keeps values above 0: was the "
-                        "results file edited?"
+                        f"{metric} of {record.key} is {run.value:g} {run.unit}. A history keeps values above 0: "
+                        "was the results file edited?"
                     )
                 is_cpu = record.environment.hardware.memory_bytes is None
                 identity = (

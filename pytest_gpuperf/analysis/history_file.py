@@ -150,7 +150,10 @@ def _prepare(place: Place, path: Path, mode: Literal["read", "write"]) -> None:
         if path.parent.name == ".gpuperf" and not (path.parent / ".gitignore").exists():
             (path.parent / ".gitignore").write_text("*\n")
     except OSError as error:
-        raise HistoryError(f"The folder of {path} cannot be made: {error.strerror}. Name another place.") from None
+        raise HistoryError(
+            f"The folder of {path} cannot be made: {error.strerror}. The results file is "
+            "kept; add it to another place:  gpuperf history add RESULTS --store PATH"
+        ) from None
 
 
 def _access(path: Path, mode: Literal["read", "write"]) -> str:
@@ -218,7 +221,7 @@ def _explanation(error: sqlite3.Error, place: Place, timeout_s: float) -> str:
                 f"what can be read (sqlite3 OLD .recover | sqlite3 {place.name}) or add the results files again."
             )
         case "SQLITE_READONLY":
-            return f"{place.name} cannot be written: {error}. {again}"
+            return f"{place.name} cannot be written: {error}. The results file is kept: add it to another with --store."
         case "SQLITE_FULL":
             return f"{place.name} cannot grow: {error}. Make room. {again}"
         case "SQLITE_CANTOPEN":

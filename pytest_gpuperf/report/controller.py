@@ -12,7 +12,7 @@ from pytest_gpuperf.baseline_patch import git_patch
 from pytest_gpuperf.baselines import Change, Entry
 from pytest_gpuperf.environment import git_top
 from pytest_gpuperf.errors import GpuperfError
-from pytest_gpuperf.records import Status, TestRecord
+from pytest_gpuperf.records import Results, Status, TestRecord
 from pytest_gpuperf.report.results import ResultsWriter
 from pytest_gpuperf.report.terminal import Line, baseline_command, notes, table
 
@@ -30,6 +30,8 @@ class Orders(Protocol):
     def accept(self) -> str | None: ...
     @property
     def patch(self) -> Path | None: ...
+    @property
+    def history(self) -> str | None: ...
 
 
 class Controller:
@@ -49,6 +51,8 @@ class Controller:
         self._update = orders.update
         self._accept = orders.accept
         self._patch = orders.patch
+        self._history = orders.history
+        self._history_lines: list[Line] = []
         self._silent = silent
         self._seen: frozenset[str] = frozenset()
         self._changes: tuple[Change, ...] = ()
@@ -88,6 +92,8 @@ class Controller:
             self.problems.append(f"{error.filename or self.writer.path} could not be written: {error.strerror}.")
         except GpuperfError as error:
             self.problems.append(str(error))
+        if self._history is not None and self.records:
+            self._add_to_history(self._history)
 
     def lines(self, width: int, gpu_problem: str | None) -> list[Line]:
         """The report: why there was no GPU, table, notes, what happened to the baselines, problems."""
@@ -98,7 +104,7 @@ class Controller:
             *table(self.records, width=width),
             *notes(self.records, record_command=record_command, silent=self._silent),
         ]
-        lines += self._change_lines()
+        lines += [*self._change_lines(), *self._history_lines]
         if self._unused:
             names = ", ".join(f"{key.test} {metric}" for key, metric in self._unused[:3])
             more = f" and {len(self._unused) - 3} more" if len(self._unused) > 3 else ""
@@ -127,6 +133,16 @@ class Controller:
             self._changes = plan.changes
         elif self._update or self._accept is not None:
             self._changes = baseline_store.write(self._baselines_root, run, records, accept_reason=self._accept)
+
+    def _add_to_history(self, place: str) -> None:
+        from pytest_gpuperf.analysis.history_file import place_of
+        from pytest_gpuperf.report.history import add_run
+
+        results = Results(run=self.writer.run, tests=tuple(self.records))
+        try:
+            self._history_lines = add_run(place_of(place, root=self._root), results)
+        except GpuperfError as error:
+            self.problems.append(str(error))
 
     def _change_lines(self) -> list[Line]:
         if not self._changes:

@@ -1,12 +1,15 @@
 """What a user reads of a history: what is in it, one series, and where the levels step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from pytest_gpuperf.analysis.changes import MIN_SEGMENT
-from pytest_gpuperf.analysis.history import Added, Point, Series, Summary
+from pytest_gpuperf.analysis.history import Added, Point, Series, Summary, open_history
+from pytest_gpuperf.analysis.history_file import Place
 from pytest_gpuperf.analysis.levels import Levels, LevelStep
+from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.judge import worse_and_better
+from pytest_gpuperf.records import Results
 from pytest_gpuperf.report.terminal import Line
 from pytest_gpuperf.units import format_percent, format_value
 
@@ -23,14 +26,12 @@ def added_lines(added: Added, name: str) -> list[Line]:
         return [Line(text=f"History in {name}: run {run.run_id} of {_day(run.date)} is there already.")]
     lines = [Line(text=f"History in {name}: {_count(added.points, 'value')} of run {run.run_id} added.", colour="cyan")]
     if added.newer:
-        lines.append(
-            Line(
-                text=f"Run {run.run_id} is dated {_minute(run.date)}, before the run of {_minute(added.newer)} that was "
-                "added earlier: a clock stepped back, or results were added late. It comes after that run all the same; "
-                "gpuperf history changes --by-date orders by date.",
-                colour="yellow",
-            )
+        text = (
+            f"Run {run.run_id} is dated {_minute(run.date)}, before the run of {_minute(added.newer)} that was added "
+            "earlier: a clock stepped back, or results were added late. It comes after that run all the same; "
+            "gpuperf history changes --by-date orders by date."
         )
+        lines.append(Line(text=text, colour="yellow"))
     return lines
 
 
@@ -58,12 +59,9 @@ def show_lines(series: Series, points: Sequence[Point]) -> list[Line]:
     for point in points:
         change = "" if point.change is None else f" {format_percent(point.change, signed=True)}"
         again = f" (measured again, {point.attempt})" if point.attempt else ""
-        lines.append(
-            Line(
-                text=f"  {_minute(point.date)}  {point.commit or '-':<18} {format_value(point.value, series.unit):>14}  "
-                f"{point.status or '-'}{change}{again}"
-            )
-        )
+        value, verdict = format_value(point.value, series.unit), point.status or "-"
+        text = f"  {_minute(point.date)}  {point.commit or '-':<18} {value:>14}  {verdict}{change}{again}"
+        lines.append(Line(text=text))
     return lines
 
 
@@ -114,8 +112,8 @@ def _change_notes(found: Sequence[Levels]) -> list[Line]:
     backwards = max((levels.backwards for levels in found), default=0)
     if backwards:
         notes.append(
-            f"{_count(backwards, 'run')} dated before one that was added earlier: a clock stepped back, or results were "
-            "added late. The order is that of adding; --by-date orders by date."
+            f"{_count(backwards, 'run')} dated before one that was added earlier: a clock stepped back, or results "
+            "were added late. The order is that of adding; --by-date orders by date."
         )
     if invalid := sum(levels.invalid for levels in found):
         notes.append(f"{_count(invalid, 'value')} left out: INVALID, measured while the device was unwell.")
@@ -136,3 +134,32 @@ def _day(date: str) -> str:
 
 def _minute(date: str) -> str:
     return date[:16].replace("T", " ")
+
+
+def add_run(place: Place, results: Results) -> list[Line]:
+    """Add a run to a store, and say what became of it.
+
+    Raises:
+        HistoryError: The store cannot take it.
+    """
+    with open_history(place, mode="write") as history:
+        return added_lines(history.add(results), place.name)
+
+
+def chosen(summaries: Sequence[Summary], is_chosen: Callable[[str], bool], place: Place) -> list[Summary]:
+    """The series of some tests.
+
+    Args:
+        summaries: Of all series.
+        is_chosen: Of a test's full id.
+        place: Of the store.
+
+    Raises:
+        UsageError: There is none.
+    """
+    found = [summary for summary in summaries if is_chosen(summary.series.key)]
+    if not found:
+        raise UsageError(
+            f"The history in {place.name} holds no such test or metric. See what there is:  gpuperf history list"
+        )
+    return found

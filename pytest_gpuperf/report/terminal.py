@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from pytest_gpuperf.environment import version_differences
-from pytest_gpuperf.judge import tolerance_warning
+from pytest_gpuperf.judge import ENOUGH_SESSIONS, tolerance_warning
 from pytest_gpuperf.records import (
     Environment,
     Measurement,
@@ -244,7 +244,37 @@ def notes(records: Sequence[TestRecord], *, record_command: str | None, silent: 
     explained = {"INCONCLUSIVE", "INVALID", "INCOMPARABLE"} - set(silent)
     lines += _details([(record, v) for record, v in pairs if v.status in explained])
     lines += _doubts(records)
+    lines += _drifts(pairs)
     return lines
+
+
+def _drifts(pairs: Sequence[tuple[TestRecord, Verdict]]) -> list[Line]:
+    """Metrics that went slower in small steps, each of which passed: half the tolerance is gone, and not by chance."""
+    drifted = sorted(
+        ((v.drift, record, v) for record, v in pairs if v.drift is not None and _is_drifting(v)),
+        key=lambda found: -found[0] / found[2].tolerance,
+    )
+    lines = [
+        Line(
+            text=f"Drift {record.key.test} {v.metric}: {format_percent(drift, signed=True)} since this epoch's first "
+            f"{ENOUGH_SESSIONS} sessions, tolerance {format_percent(v.tolerance)}.",
+            colour="yellow",
+        )
+        for drift, record, v in drifted[:3]
+    ]
+    if drifted:
+        more = f"{len(drifted) - 3} more metrics drifted. " if len(drifted) > 3 else ""
+        lines.append(Line(text=f"{more}See how far, and since when:  {command()} baseline drift", colour="yellow"))
+    return lines
+
+
+def _is_drifting(verdict: Verdict) -> bool:
+    if verdict.drift is None or verdict.change is None or verdict.change_high is None:
+        return False
+    is_told = verdict.status == "REGRESSED"  # in red already
+    # The start of the epoch is known less well than the whole of it, but not by much: 5 sessions against 6 to 20.
+    noise = verdict.change_high - verdict.change
+    return not is_told and verdict.drift > max(verdict.tolerance / 2, noise)
 
 
 def _tally(pairs: Sequence[tuple[TestRecord, Verdict]]) -> str:

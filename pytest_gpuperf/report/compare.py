@@ -1,0 +1,299 @@
+"""Two results files against each other: A is taken as a baseline of one session, and B is judged against it."""
+
+from statistics import geometric_mean
+from typing import Literal
+
+from pytest_gpuperf.environment import version_differences
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.judge import hardware_differences, judge, worse_and_better
+from pytest_gpuperf.monitor import health
+from pytest_gpuperf.records import (
+    BaselineRun,
+    Environment,
+    Hardware,
+    Measurement,
+    MetricBaseline,
+    Record,
+    Results,
+    Session,
+    TestRecord,
+    Verdict,
+)
+from pytest_gpuperf.report.terminal import Colour, Line
+from pytest_gpuperf.units import format_percent, format_value
+
+Outcome = Literal["worse", "better", "same", "not worse", "undecided", "invalid", "not comparable", "ratio"]
+_COLOURS: dict[Outcome, Colour] = {
+    "worse": "red",
+    "better": "cyan",
+    "same": "green",
+    "not worse": "green",
+    "undecided": "yellow",
+    "invalid": "yellow",
+    "not comparable": "yellow",
+}
+
+
+class Compared(Record, frozen=True, kw_only=True):
+    """One metric of both files.
+
+    Attributes:
+        name: Test and metric.
+        unit: Of both values.
+        a: Value in the first file.
+        b: Value in the second one.
+        outcome: In a word.
+        verdict: Of the judge, with the interval; `None` for a ratio.
+        ratio: How much better B is, in terms of time: 2 is twice as fast.
+    """
+
+    name: str
+    unit: str
+    a: float
+    b: float
+    outcome: Outcome
+    verdict: Verdict | None
+    ratio: float
+
+
+class Comparison(Record, frozen=True, kw_only=True):
+    """Two results files.
+
+    Attributes:
+        rows: Metrics in both, in B's order.
+        only_a: Tests and metrics in A alone.
+        only_b: Tests and metrics in B alone.
+        hardware: A's and B's, where they differ.
+        versions: What else differs, such as `torch 2.10.0 -> 2.11.0`.
+    """
+
+    rows: tuple[Compared, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    hardware: tuple[str, ...]
+    versions: tuple[str, ...]
+
+    @property
+    def has_worse(self) -> bool:
+        """Whether something got slower by more than its tolerance."""
+        return any(row.outcome == "worse" for row in self.rows)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every metric of both files is known to be worse, better, the same or not worse; or is a ratio."""
+        return bool(self.rows) and not {row.outcome for row in self.rows} & {"undecided", "invalid", "not comparable"}
+
+
+def compare(a: Results, b: Results, *, across: bool = False) -> Comparison:
+    """Compare two runs.
+
+    Each interval is that of a verdict (see `judge.judge`) against a baseline of one session. It includes the noise
+    between processes, between visits to a machine unless both runs are of one visit, and between physical GPUs unless
+    both ran on the same ones. With one session, all of that is the usual noise of the metric's kind.
+
+    Args:
+        a: What to compare with. Of a test that is in it more than once, the last counts, as in B.
+        b: What to compare.
+        across: Say how much better B is, and nothing else, whatever the two ran on.
+
+    Raises:
+        UsageError: Both are the same run.
+    """
+    if a.run.run_id == b.run.run_id:
+        raise UsageError(f"A and B are the same run, {a.run.run_id}. Keep the results of each run with --gpuperf-json.")
+    ours, theirs = _by_name(a), _by_name(b)
+    environments = [(a_one.environment, b_one.environment) for a_one, b_one in _pairs(a, b)]
+    return Comparison(
+        rows=tuple(
+            _ratio(name, ours[name], theirs[name]) if across else _judged(name, ours[name], theirs[name], (a, b))
+            for name in theirs
+            if name in ours
+        ),
+        only_a=tuple(name for name in ours if name not in theirs),
+        only_b=tuple(name for name in theirs if name not in ours),
+        hardware=tuple(dict.fromkeys(text for then, now in environments for text in _hardware(then, now))),
+        versions=tuple(
+            dict.fromkeys(
+                text for then, now in environments for text in version_differences(now.versions, then.versions)
+            )
+        ),
+    )
+
+
+class _Found(Record, frozen=True, kw_only=True):
+    record: TestRecord
+    runs: tuple[Measurement, ...]
+
+    @property
+    def fresh(self) -> tuple[Measurement, ...]:
+        """The runs that count: the first of several was repeated because it stood out."""
+        return self.runs[1:] or self.runs
+
+    @property
+    def value(self) -> float:
+        return geometric_mean(run.value for run in self.fresh)
+
+    @property
+    def illness(self) -> str | None:
+        """Why the device was unwell in one of the runs."""
+        found = (health(run.telemetry) for run in self.fresh if run.telemetry)
+        return next((text for text in found if text), None)
+
+
+def _by_name(results: Results) -> dict[str, _Found]:
+    """Test and metric -> its runs."""
+    return {
+        f"{record.key} {m.metric}": _Found(record=record, runs=record.runs_of(m.metric))
+        for record in results.tests
+        for m in record.measurements
+    }
+
+
+def _pairs(a: Results, b: Results) -> list[tuple[TestRecord, TestRecord]]:
+    ours = {str(record.key): record for record in a.tests}
+    return [(ours[str(record.key)], record) for record in b.tests if str(record.key) in ours]
+
+
+def _hardware(then: Environment, now: Environment) -> tuple[str, ...]:
+    if not hardware_differences(now.hardware, then.hardware):
+        return ()
+    return (f"{_in_words(then.hardware)} -> {_in_words(now.hardware)}",)
+
+
+def _in_words(hardware: Hardware) -> str:
+    count = "" if hardware.count == 1 else f"{hardware.count} x "
+    power = "" if hardware.power_limit_w is None else f", {hardware.power_limit_w:.0f} W"
+    memory = "" if hardware.memory_bytes is None else f", {format_value(hardware.memory_bytes, 'B')}"
+    return f"{count}{hardware.name}{memory}{power}{' (MIG)' if hardware.is_mig else ''}"
+
+
+def _judged(name: str, a: _Found, b: _Found, results: tuple[Results, Results]) -> Compared:
+    verdict = judge(
+        b.runs,
+        _as_baseline(a, results[0]),
+        environments={"a": a.record.environment},
+        environment=b.record.environment,
+        devices=b.record.devices,
+        visit=results[1].run.visit,
+        is_cpu=b.record.environment.hardware.memory_bytes is None,
+        health=_unwell(a, b),
+        look=min(len(b.runs), 2),
+    )
+    return _compared(name, a, b, outcome=_outcome(verdict), verdict=verdict)
+
+
+def _ratio(name: str, a: _Found, b: _Found) -> Compared:
+    is_same = (a.fresh[0].unit, a.fresh[0].better) == (b.fresh[0].unit, b.fresh[0].better)
+    verdict = Verdict(
+        status="INCOMPARABLE",
+        metric=a.fresh[0].metric,
+        reason=f"Not comparable: unit {b.fresh[0].unit} ({b.fresh[0].better} is better), baseline {a.fresh[0].unit} "
+        f"({a.fresh[0].better} is better).",
+        tolerance=0.0,
+    )
+    return _compared(name, a, b, outcome="ratio" if is_same else "not comparable", verdict=None if is_same else verdict)
+
+
+def _compared(name: str, a: _Found, b: _Found, *, outcome: Outcome, verdict: Verdict | None) -> Compared:
+    ratio = a.value / b.value if b.fresh[0].better == "lower" else b.value / a.value
+    return Compared(
+        name=name, unit=b.fresh[0].unit, a=a.value, b=b.value, outcome=outcome, verdict=verdict, ratio=ratio
+    )
+
+
+def _as_baseline(found: _Found, results: Results) -> MetricBaseline:
+    first = found.fresh[0]
+    runs = tuple(
+        BaselineRun(
+            value=run.value,
+            spread=run.spread,
+            sm_clock_mhz=run.telemetry.sm_clock_mhz if run.telemetry else None,
+        )
+        for run in found.fresh
+    )
+    session = Session(
+        date=results.run.date,
+        visit=results.run.visit,
+        devices=found.record.devices,
+        environment="a",
+        runs=runs,
+        commit=results.run.commit,
+    )
+    return MetricBaseline(
+        unit=first.unit, better=first.better, kind=first.kind, method=first.method, sessions=(session,)
+    )
+
+
+def _unwell(a: _Found, b: _Found) -> str | None:
+    illnesses = [f"{side}: {found.illness}" for side, found in (("A", a), ("B", b)) if found.illness]
+    return "; ".join(illnesses) or None
+
+
+def _outcome(verdict: Verdict) -> Outcome:
+    match verdict.status:
+        case "REGRESSED":
+            return "worse"
+        case "IMPROVED":
+            return "better"
+        case "INVALID":
+            return "invalid"
+        case "PASS" if not verdict.is_low_power:
+            is_same = (verdict.change_low or 0.0) > 1 / (1 + verdict.tolerance) - 1
+            return "same" if is_same else "not worse"
+        case "PASS" | "INCONCLUSIVE":
+            return "undecided"
+        case _:
+            return "not comparable"
+
+
+def compare_lines(found: Comparison, names: tuple[str, str], *, width: int = 80) -> list[Line]:
+    """The comparison as lines: what differs besides, one row a metric, what is in one file alone.
+
+    Args:
+        found: The comparison.
+        names: Of the two files.
+        width: Of the terminal.
+    """
+    lines = [Line(text=f"A: {names[0]}"), Line(text=f"B: {names[1]}")]
+    lines += [Line(text=f"Hardware: {text}", colour="yellow") for text in found.hardware]
+    if found.versions:
+        lines.append(Line(text=f"Versions: {'; '.join(found.versions)}", colour="yellow"))
+    for row in found.rows:
+        lines += _row_lines(row, width)
+    for side, only in (("A", found.only_a), ("B", found.only_b)):
+        lines += [Line(text=f"only in {side}: {name}", colour="yellow") for name in only]
+    if any(row.outcome == "undecided" for row in found.rows):
+        lines.append(Line(text="Undecided: one run each says little. In pairs on one GPU:  gpuperf ab BASE HEAD"))
+    if not found.rows:
+        lines.append(Line(text="No metric is in both files.", colour="yellow"))
+    return lines
+
+
+def _row_lines(row: Compared, width: int) -> list[Line]:
+    """Name, then values and change; on one line where it fits."""
+    text = f"{format_value(row.a, row.unit):>14} {format_value(row.b, row.unit):>14}  {_change(row)}"
+    colour = _COLOURS.get(row.outcome)
+    if len(row.name) + 1 + len(text) <= width:
+        return [Line(text=f"{row.name} {text:>{width - len(row.name) - 1}}", colour=colour)]
+    return [Line(text=row.name, colour=colour), Line(text=f"  {text}", colour=colour)]
+
+
+def _change(row: Compared) -> str:
+    verdict = row.verdict
+    if verdict is None:
+        return f"{row.ratio:.3f} x"
+    if verdict.change is None or verdict.change_low is None or verdict.change_high is None:
+        return verdict.reason if row.outcome == "not comparable" else f"{row.outcome}: {verdict.reason}"
+    change, low, high = (
+        format_percent(part, signed=True) for part in (verdict.change, verdict.change_low, verdict.change_high)
+    )
+    return f"{change} ({low} to {high})  {_word(row, verdict)}"
+
+
+def _word(row: Compared, verdict: Verdict) -> str:
+    worse, better = worse_and_better(row.unit)
+    tolerance = format_percent(verdict.tolerance)
+    if row.outcome == "undecided" and verdict.minimum_detectable_effect is not None:
+        return f"undecided, sees {format_percent(verdict.minimum_detectable_effect)}"
+    words = {"worse": worse, "better": better, "same": f"same within {tolerance}", "not worse": f"not {worse}"}
+    return words.get(row.outcome, row.outcome)
