@@ -64,14 +64,16 @@ class _Comparison:
 
     Attributes:
         least: Standard error at the last look.
+        minimum_detectable_effect: At the look that decides.
     """
 
     difference: float
     expected_log: float
     standard_error: float
-    least: float
     degrees_of_freedom: float
     alpha: float
+    least: float
+    minimum_detectable_effect: float
 
     def margin_of_error(self, probability: float) -> float:
         return t_quantile(probability, self.degrees_of_freedom) * self.standard_error
@@ -90,11 +92,6 @@ class _Comparison:
     def p_value(self) -> float:
         """Chance of a difference as large as this if nothing changed."""
         return t_probability(-self.difference / self.standard_error, self.degrees_of_freedom)
-
-    @property
-    def minimum_detectable_effect(self) -> float:
-        quantiles = (t_quantile(probability, self.degrees_of_freedom) for probability in (1 - self.alpha, _POWER))
-        return math.expm1(sum(quantiles) * self.standard_error)
 
     def in_words(self, unit: str) -> str:
         low, change, high = (self.change_at(probability) for probability in (0.025, 0.5, 0.975))
@@ -166,13 +163,13 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     Raises:
         MeasurementError: A value is not a finite number above 0.
     """
-    first = measurements[0]
-    if look > 1 and len(measurements) > 1:
+    first, made = measurements[0], len(measurements)
+    if look > 1 and made > 1:
         measurements = measurements[1:]
     prior = prior_of(first.kind, is_cpu=is_cpu, priors=priors)
     tolerance = prior.tolerance if first.tolerance is None else first.tolerance
     logs = [_log(run.value, run.better, run.metric, run.unit) for run in measurements]
-    blank = Verdict(status="NEW", metric=first.metric, reason="", tolerance=tolerance, runs=len(logs))
+    blank = Verdict(status="NEW", metric=first.metric, reason="", tolerance=tolerance, runs=made)
 
     if health:  # with or without a baseline: such a value is not to be recorded either
         return replace(blank, status="INVALID", reason=health)
@@ -182,22 +179,22 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     if differences := _other_identity(measurements, baseline) or differences:
         return replace(blank, status="INCOMPARABLE", reason=f"Not comparable: {'; '.join(differences)}.")
 
+    past = [_session_logs(session, baseline, first.metric) for session in sessions]
+    has_start = len(past) > ENOUGH_SESSIONS
     question = _Question(
         logs=logs,
         unsettled=_unsettled(measurements, sessions),
         prior=prior,
         devices=_group(devices),
         visit=visit,
-        most_runs=max(LOOKS[len(spending) - 1] - 1, len(logs)),
+        alphas=tuple(share * alpha / (2 if has_start else 1) for share in spending),
+        look=min(look, len(spending)),
     )
-    past = [_session_logs(session, baseline, first.metric) for session in sessions]
-    share = spending[min(look, len(spending)) - 1] * alpha
-    has_start = len(past) > ENOUGH_SESSIONS
-    now = _compare(question, past, share / 2 if has_start else share)
-    since_start = _compare(question, past[:ENOUGH_SESSIONS], share / 2) if has_start else None
+    now = _compare(question, past)
+    since_start = _compare(question, past[:ENOUGH_SESSIONS]) if has_start else None
     verdict = replace(blank, sessions=len(sessions), is_provisional=len(sessions) < ENOUGH_SESSIONS)
     is_known = question.devices in [session.device_group for session in past]
-    remedy = _remedy(len(logs), is_last=look >= len(spending), is_known_device=is_known)
+    remedy = _remedy(made, is_last=look >= len(spending), is_known_device=is_known)
     decided = _decide(verdict, now, since_start, baseline, remedy=remedy)
     if since_start and not now.is_worse(math.log1p(tolerance)):  # what is REGRESSED is so since the epoch began
         now, sessions = since_start, sessions[:ENOUGH_SESSIONS]
@@ -300,7 +297,8 @@ class _Question:
     Attributes:
         logs: Of the current runs.
         unsettled: Variance between runs that their own intervals show.
-        most_runs: At the last look.
+        alphas: What each look may spend.
+        look: The present one.
     """
 
     logs: Sequence[float]
@@ -308,29 +306,40 @@ class _Question:
     prior: Prior
     devices: tuple[str, ...]
     visit: str | None
-    most_runs: int
+    alphas: tuple[float, ...]
+    look: int
+
+    def runs_at(self, look: int) -> int:
+        """Runs that a look judges: all that were made but the first, except at the first look."""
+        return len(self.logs) if look == self.look else max(LOOKS[look - 1] - 1, 1)
 
 
-def _compare(question: _Question, sessions: Sequence[SessionLogs], alpha: float) -> _Comparison:
+def _compare(question: _Question, sessions: Sequence[SessionLogs]) -> _Comparison:
     prior, logs = question.prior, question.logs
     components = variance_components(sessions, prior=prior.variances, floor=prior.floor, current=logs)
     within = dataclasses.replace(components.within, value=max(components.within.value, question.unsettled))
     components = dataclasses.replace(components, within=within)
 
-    def prediction(runs: int) -> Prediction:
-        visit = question.visit or object()
+    def prediction(look: int) -> Prediction:
+        visit, runs = question.visit or object(), question.runs_at(look)
         return predict(sessions, components, device_group=question.devices, current_runs=runs, visit=visit)
 
-    now = prediction(len(logs))
-    last = now if question.most_runs == len(logs) else prediction(question.most_runs)
+    now, looks = prediction(question.look), len(question.alphas)
+    decisive = max(question.look, min(2, looks))  # the first look alone accuses nobody, where there are more
     return _Comparison(
         difference=fmean(logs) - now.expected_log,
         expected_log=now.expected_log,
         standard_error=now.standard_error,
-        least=last.standard_error,
         degrees_of_freedom=now.degrees_of_freedom,
-        alpha=alpha,
+        alpha=question.alphas[question.look - 1],
+        least=prediction(looks).standard_error,
+        minimum_detectable_effect=_detectable(prediction(decisive), question.alphas[decisive - 1]),
     )
+
+
+def _detectable(prediction: Prediction, alpha: float) -> float:
+    quantiles = (t_quantile(probability, prediction.degrees_of_freedom) for probability in (1 - alpha, _POWER))
+    return math.expm1(sum(quantiles) * prediction.standard_error)
 
 
 def _unsettled(measurements: Sequence[Measurement], sessions: Sequence[Session]) -> float:

@@ -174,7 +174,9 @@ def _read_baselines(run: "Run", items: list[pytest.Item]) -> None:
     for item in items:
         requirement = requirement_of(item)
         if run.shortfall(requirement) is None:
-            run.compared += len(run.baselines_of(key_of(item), run.candidates(requirement)[0]))
+            devices = run.candidates(requirement)[0]
+            run.priors_of(devices)
+            run.compared += len(run.baselines_of(key_of(item), devices))
 
 
 def _is_mine(item: pytest.Item) -> bool:

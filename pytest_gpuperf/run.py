@@ -71,6 +71,10 @@ class Run:
             self._priors[folder] = read_priors(self.settings.baselines, folder)
         return self._priors[folder]
 
+    def priors_of(self, devices: tuple[Device, ...]) -> Priors:
+        """What is known of noise on these devices."""
+        return self.priors(slug(devices, self.settings.key))
+
     def baselines_of(self, key: TestKey, devices: tuple[Device, ...]) -> dict[str, MetricBaseline]:
         """Metric -> baseline of one test on these devices."""
         file = self.file(slug(devices, self.settings.key), key.module)

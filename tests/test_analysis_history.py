@@ -262,6 +262,15 @@ def test_write_ahead_log_is_for_file_systems_of_this_machine(kind: str, is_here:
     assert is_local(Path("/var/history.sqlite"), mounts)
 
 
+@pytest.mark.parametrize(("is_here", "journal"), [(True, "wal"), (False, "delete")])
+def test_journal_is_the_one_that_the_file_system_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_here: bool, journal: str
+) -> None:
+    monkeypatch.setattr("pytest_gpuperf.analysis.history_file.is_local", lambda *_: is_here)
+    with open_history(place(tmp_path), mode="write") as history:
+        assert history._connection.execute("PRAGMA journal_mode").fetchone() == (journal,)
+
+
 # Faults
 
 

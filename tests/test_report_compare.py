@@ -46,6 +46,13 @@ def test_change_is_one_word_and_an_interval(value: float, outcome: str, words: s
     assert len(row) == 140
 
 
+def test_noise_that_hides_the_tolerance_settles_nothing() -> None:
+    (row,) = compare(one(0, kind="host"), one(1, kind="host", tolerance=0.03)).rows
+    assert row.verdict is not None
+    assert (row.verdict.status, row.verdict.is_low_power) == ("PASS", True)
+    assert row.outcome == "undecided"
+
+
 def test_interval_is_that_of_one_session_against_another() -> None:
     (row,) = compare(one(0), one(1, 1.1e-3)).rows
     assert row.verdict is not None

@@ -229,7 +229,7 @@ def _oracle_line(name: str, metrics: int, sessions: int) -> str:
 
 def _base_table(tallies: Sequence[Tally], name: str) -> str:
     rows: list[object] = list(_rows(tallies, name, _titles(LEARNED)))
-    rows += _rows(tallies, f"{name}, package priors", _titles(PACKAGE))
+    rows += _rows(tallies, f"{name}, package priors", _titles(PACKAGE[:2]))
     rows += [_oracle_line(name, metrics, ENOUGH_SESSIONS) for metrics in (1, METRICS_OF_A_RUN)]
     rows += _rows(tallies, name, _their_titles())
     return f"## {name.capitalize()} noise, {ENOUGH_SESSIONS} sessions\n\n{_table(_HEADER, rows)}"

@@ -92,7 +92,7 @@ class Controller:
             self.problems.append(f"{error.filename or self.writer.path} could not be written: {error.strerror}.")
         except GpuperfError as error:
             self.problems.append(str(error))
-        if self._history is not None and self.records:
+        if self._history is not None:
             self._add_to_history(self._history)
 
     def lines(self, width: int, gpu_problem: str | None) -> list[Line]:
