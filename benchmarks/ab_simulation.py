@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pytest_gpuperf.paired import alpha_of_look, compare_pairs, looks
+from pytest_gpuperf.trials.paired import alpha_of_look, compare_pairs, looks
 
 ITERATIONS = 30
 #: Of `end-to-end`, as data/priors.json has it.

@@ -19,7 +19,7 @@ from pytest_gpuperf.run import judge_record
 from pytest_gpuperf.units import format_percent, format_value
 
 if TYPE_CHECKING:
-    from pytest_gpuperf.calibrate import Process
+    from pytest_gpuperf.trials.calibrate import Process
 
 GOOD, ERROR, REGRESSION, NOT_SETTLED = 0, 1, 2, 3
 
@@ -342,9 +342,9 @@ def ab(  # noqa: PLR0913 - each is an option of the command line
     keep: Annotated[Path | None, typer.Option(help="New folder for the results and outputs of all runs.")] = None,
 ) -> int:
     """Compare two sides in pairs of fresh processes on one GPU, where no baseline can be quiet enough."""
-    from pytest_gpuperf.ab import Plan, check_plan, interrupted_by_sigterm, run_ab, tolerance_of, visible_gpus
     from pytest_gpuperf.report.ab import header, report
-    from pytest_gpuperf.sides import made_sides, warnings_of
+    from pytest_gpuperf.trials.ab import Plan, check_plan, interrupted_by_sigterm, run_ab, tolerance_of, visible_gpus
+    from pytest_gpuperf.trials.sides import made_sides, warnings_of
 
     plan = Plan(
         pytest_arguments=tuple(pytest_arguments or ()),
@@ -377,8 +377,8 @@ def calibrate(
     baselines_root: BaselinesOption = DEFAULT_BASELINES,
 ) -> int:
     """Run the suite in fresh processes: how noisy each metric is, what can be seen, which tolerance that supports."""
-    from pytest_gpuperf import calibrate as calibration
     from pytest_gpuperf.report.calibrate import process_lines
+    from pytest_gpuperf.trials import calibrate as calibration
 
     if runs < calibration.FEWEST_RUNS or not timeout_s > 0:
         raise UsageError(f"-n {runs} --timeout {timeout_s:g}: need two runs or more, of more than 0 seconds each.")
@@ -398,8 +398,8 @@ def calibrate(
 
 
 def _show_calibration(processes: "list[Process]", root: Path) -> int:
-    from pytest_gpuperf import calibrate as calibration
     from pytest_gpuperf.report.calibrate import calibration_lines, legend_lines
+    from pytest_gpuperf.trials import calibrate as calibration
 
     good = [process for process in processes if process.problem is None]
     if len(good) < calibration.FEWEST_RUNS:

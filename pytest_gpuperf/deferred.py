@@ -93,9 +93,11 @@ class Deferred:
         item.stash[can_wait_key] = True
         setup, *reports = runtestprotocol(item, log=False, nextitem=nextitem)
         self._setup_s += setup.duration
-        item.ihook.pytest_runtest_logreport(report=setup)
         record = item.stash.get(record_key, None)
-        if record is not None and reports[0].passed and record.passed and self._run.is_open(record, 1):
+        waits = record is not None and record.passed and self._run.is_open(record, 1)
+        setup.__dict__["gpuperf_waits"] = waits
+        item.ihook.pytest_runtest_logreport(report=setup)
+        if record is not None and waits:
             self.held.append(Held(item=item, record=record, call=reports[0], after=tuple(reports[1:])))
         else:
             for report in reports:

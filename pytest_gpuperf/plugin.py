@@ -502,6 +502,7 @@ class ControllerHooks:
         self._seen: set[str] = set()
         self._mistakes: set[str] = set()
         self._notes: list[str] = []
+        self._waiting: set[str] = set()
         self._is_selection = False
 
     @pytest.hookimpl(optionalhook=True)
@@ -514,6 +515,10 @@ class ControllerHooks:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Put what arrives on disk at once."""
+        if report.__dict__.pop("gpuperf_waits", False):
+            self._waiting.add(report.nodeid)
+        elif report.when == "teardown":
+            self._waiting.discard(report.nodeid)
         self._seen.add(report.nodeid)  # whatever the phase: a worker that dies in a fixture reports no setup
         for anchor in report.__dict__.pop("gpuperf_anchors", ()):
             self.controller.add(anchor)
@@ -536,6 +541,12 @@ class ControllerHooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Close the results and update the baselines; a problem with either is not a pass."""
+        is_over = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if is_over and self._waiting:
+            names = ", ".join(sorted(self._waiting)[:3])
+            self._mistakes.add(
+                f"Their worker died while these tests waited for more runs; they have no verdict: {names}"
+            )
         if self._mistakes:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         if self._controller is None:

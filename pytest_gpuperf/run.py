@@ -188,7 +188,7 @@ class Run:
         )
         if unwell:
             verdicts = tuple(
-                replace(verdict, reason=f"{verdict.reason.rstrip('.')}; a run was set aside: {unwell[0]}")
+                replace(verdict, reason=f"{verdict.reason.rstrip('.')}; a run was set aside: {unwell[0].rstrip('.')}.")
                 for verdict in verdicts
             )
         self.rejected += sum(verdict.status == "REGRESSED" for verdict in verdicts)

@@ -14,7 +14,12 @@ from harness import FAKE_H100
 from msgspec.structs import replace
 from test_paired import measurement, record, results, timed
 
-from pytest_gpuperf.ab import (
+from pytest_gpuperf.devices import Device, find_devices
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.records import Environment, Hardware, Results, TestKey, encode
+from pytest_gpuperf.report.ab import header, report
+from pytest_gpuperf.testing import FakeNvml, fake_gpu
+from pytest_gpuperf.trials.ab import (
     Comparison,
     Plan,
     check_plan,
@@ -24,13 +29,8 @@ from pytest_gpuperf.ab import (
     run_ab,
     tolerance_of,
 )
-from pytest_gpuperf.devices import Device, find_devices
-from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.paired import Label
-from pytest_gpuperf.records import Environment, Hardware, Results, TestKey, encode
-from pytest_gpuperf.report.ab import header, report
-from pytest_gpuperf.sides import Side
-from pytest_gpuperf.testing import FakeNvml, fake_gpu
+from pytest_gpuperf.trials.paired import Label
+from pytest_gpuperf.trials.sides import Side
 
 #: Stands for a side's python: notes its turn, then does what the file named by its turn says, or `default`.
 SCRIPT = """#!/bin/sh

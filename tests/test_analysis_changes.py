@@ -66,6 +66,12 @@ def test_staircase_is_found_step_by_step() -> None:
     assert places(logs) == [25, 50, 75]
 
 
+@pytest.mark.parametrize(("every", "size"), [(20, 0.05), (50, 0.03)])
+def test_level_that_comes_and_goes_is_found_each_time(every: int, size: float) -> None:
+    logs = [value + size * (i // every % 2) for i, value in enumerate(noise(1000))]
+    assert places(logs) == list(range(every, 1000, every))
+
+
 @pytest.mark.parametrize("length", [1, 2])
 def test_spike_is_no_step(length: int) -> None:
     logs = [value + (1.0 if 50 <= i < 50 + length else 0.0) for i, value in enumerate(noise(100))]
@@ -133,6 +139,14 @@ def test_devices_that_overlap_are_linked() -> None:
     assert unlinked([]) == ()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_levels_too_short_for_their_many_devices_do_no_harm(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    devices: list[object] = list(rng.integers(0, 8, 60))
+    found = steps([float(value) + 10 * (i // 6 % 2) for i, value in enumerate(noise(60, seed))], devices, floor=FLOOR)
+    assert all(abs(step.change) > abs(step.high - step.change) for step in found)
+
+
 def false_alarms(series: int, count: int) -> int:
     rng = np.random.default_rng(7)
     return sum(bool(places([float(value) for value in rng.normal(0, NOISE, count)])) for _ in range(series))
@@ -148,7 +162,7 @@ def test_unchanged_series_seldom_shows_a_step(count: int) -> None:
 @given(
     logs=st.lists(st.floats(-1, 1), min_size=0, max_size=40),
     shift=st.floats(-5, 5),
-    groups=st.lists(st.sampled_from("abc"), min_size=40, max_size=40),
+    groups=st.lists(st.sampled_from("abcdefgh"), min_size=40, max_size=40),
 )
 @settings(max_examples=60, deadline=None)
 def test_segments_are_long_enough_and_steps_large_enough(logs: list[float], shift: float, groups: list[str]) -> None:

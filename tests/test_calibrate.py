@@ -13,18 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pytest_gpuperf import calibrate as calibrate_module
 from pytest_gpuperf.analysis import prospects
 from pytest_gpuperf.analysis.prospects import TOLERANCES
-from pytest_gpuperf.calibrate import (
-    Calibration,
-    Process,
-    calibrate,
-    chi_square_quantile,
-    deviation_interval,
-    left_out,
-    run_processes,
-)
 from pytest_gpuperf.judge import ALPHA, CONFIRMED, judge
 from pytest_gpuperf.priors import package_priors
 from pytest_gpuperf.records import (
@@ -41,6 +31,16 @@ from pytest_gpuperf.records import (
     Verdict,
 )
 from pytest_gpuperf.stats import SessionLogs, Variance, variance_components
+from pytest_gpuperf.trials import calibrate as calibrate_module
+from pytest_gpuperf.trials.calibrate import (
+    Calibration,
+    Process,
+    calibrate,
+    chi_square_quantile,
+    deviation_interval,
+    left_out,
+    run_processes,
+)
 
 H100 = Environment(hardware=Hardware(name="NVIDIA H100 80GB HBM3", memory_bytes=85_520_809_984))
 CPU = Environment(hardware=Hardware(name="Xeon"))

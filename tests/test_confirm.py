@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from pytest_gpuperf.confirm import LOOKS, Invocation, grown, run_again, settle
+from pytest_gpuperf.confirm import Invocation, grown, run_again, settle
+from pytest_gpuperf.judge import LOOKS
 from pytest_gpuperf.processes import Finished
 from pytest_gpuperf.records import (
     SCHEMA,

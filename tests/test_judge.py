@@ -439,8 +439,8 @@ def test_noise_does_not_pass_what_is_beyond_the_tolerance() -> None:
     [
         (1, 1, ONCE, "not settled by 1 run: more sessions in the baseline may settle it."),
         (1, 1, CONFIRMED, "not settled by 1 run: more runs or more sessions in the baseline may settle it."),
-        (3, 2, CONFIRMED, "not settled by 2 runs: more runs or more sessions in the baseline may settle it."),
-        (6, 3, CONFIRMED, "not settled by 5 runs: more sessions in the baseline may settle it."),
+        (3, 2, CONFIRMED, "not settled by 3 runs: more runs or more sessions in the baseline may settle it."),
+        (6, 3, CONFIRMED, "not settled by 6 runs: more sessions in the baseline may settle it."),
     ],
 )
 def test_what_is_not_settled_says_what_may_settle_it(
@@ -617,7 +617,7 @@ def test_each_look_spends_its_share(look: int, made: int, counted: int, factor: 
     runs = current(*[math.exp(limit * factor)] * made, tolerance=0.008)
     verdict = judged(runs, look=look, spending=CONFIRMED)
 
-    assert (verdict.status, verdict.runs) == (status, counted)
+    assert (verdict.status, verdict.runs) == (status, made)
 
 
 def test_a_metric_that_is_judged_once_spends_all_at_once() -> None:
@@ -632,7 +632,19 @@ def test_a_first_run_that_was_out_of_luck_accuses_nobody() -> None:
     verdict = judged(current(1.5, 1.0, 1.0), look=2, spending=CONFIRMED)
 
     assert (suspicion.status, is_settled(suspicion, 1)) == ("REGRESSED", False)
-    assert (verdict.status, verdict.runs, verdict.value) == ("PASS", 2, 1.0)
+    assert (verdict.status, verdict.runs, verdict.value) == ("PASS", 3, 1.0)
+
+
+def test_what_a_metric_sees_is_what_the_look_that_decides_sees() -> None:
+    """The first look spends a tenth and accuses nobody, so two more runs and their share say what would be caught."""
+    first = judged(current(1.0), spending=CONFIRMED)
+    second = judged(current(1.0, 1.0, 1.0), look=2, spending=CONFIRMED)
+    within = WITHIN  # the second look's runs are not there yet
+    standard_error, both = error((SESSION * 1.2, SESSION_FREEDOM), (within * (1 / 2 + 1 / 5), WITHIN_FREEDOM))
+
+    certain = t(1 - CONFIRMED[1] * ALPHA, both) + t(0.8, both)
+    assert first.minimum_detectable_effect == pytest.approx(math.expm1(certain * standard_error))
+    assert second.minimum_detectable_effect == pytest.approx(first.minimum_detectable_effect, rel=0.05)
 
 
 def test_a_first_run_that_was_lucky_clears_nobody() -> None:

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from scipy import stats
 
 from pytest_gpuperf.errors import MeasurementError
-from pytest_gpuperf.paired import ALPHA, Metric, Pair, Paired, alpha_of_look, compare, compare_pairs, looks
 from pytest_gpuperf.priors import prior_of
 from pytest_gpuperf.records import (
     SCHEMA,
@@ -29,6 +28,7 @@ from pytest_gpuperf.records import (
     TestKey,
     TestRecord,
 )
+from pytest_gpuperf.trials.paired import ALPHA, Metric, Pair, Paired, alpha_of_look, compare, compare_pairs, looks
 
 MARGIN = math.log1p(0.03)
 LOGS = st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=3, max_size=12)

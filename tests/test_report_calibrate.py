@@ -3,9 +3,9 @@
 import pytest
 from msgspec.structs import replace
 
-from pytest_gpuperf.calibrate import Calibration, Process
 from pytest_gpuperf.records import TestKey
 from pytest_gpuperf.report.calibrate import calibration_lines, legend_lines, process_lines
+from pytest_gpuperf.trials.calibrate import Calibration, Process
 
 KNOWN = Calibration(
     key=TestKey(module="perf_tests/test_matmul.py", test="test_matmul[2048-float16]"),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from pytest_gpuperf import sides
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.sides import Side, SideFailed, kind_of, made_sides, warnings_of
+from pytest_gpuperf.trials import sides
+from pytest_gpuperf.trials.sides import Side, SideFailed, kind_of, made_sides, warnings_of
 
 #: A build backend without dependencies, so that pip needs no network: a wheel of what lies in `src`.
 BACKEND = """

@@ -9,8 +9,8 @@ from benchmarks.verdict import rules
 from benchmarks.verdict.noise import draw, run_logs
 from benchmarks.verdict.simulate import Scenario, Task, learned_priors
 from benchmarks.verdict.tally import Tally
-from pytest_gpuperf.paired import Paired, alpha_of_look, compare_pairs, looks
 from pytest_gpuperf.priors import Level, package_priors
+from pytest_gpuperf.trials.paired import Paired, alpha_of_look, compare_pairs, looks
 
 PAIRS = 7
 OURS = ("ab, learned priors", "ab, package priors")

@@ -150,35 +150,7 @@ def _tallies(name: str, test: str, cases: Sequence[Case], effect: float) -> Iter
 
 
 def _our_verdict(case: Case, test: str, effect: float) -> tuple[Verdict, int]:
-    kind, tolerance = kind_and_tolerance(test)
-    baseline = MetricBaseline(
-        unit="s",
-        better="lower",
-        kind=kind,
-        method=_METHOD,
-        sessions=tuple(
-            Session(
-                date="2026-11-21",
-                visit=visit.name,
-                devices=(visit.device,),
-                environment="there",
-                runs=tuple(BaselineRun(value=time) for time in visit.times),
-            )
-            for visit in case.baseline
-        ),
-    )
-    runs = [
-        Measurement(
-            metric="time",
-            value=time * (1 + effect),
-            unit="s",
-            better="lower",
-            kind=kind,
-            method=_METHOD,
-            tolerance=tolerance,
-        )
-        for time in case.now
-    ]
+    baseline, runs = _baseline(case, test), _measurements(case, test, effect)
     return verdict_of(
         lambda count, look: judge(
             runs[:count],
@@ -193,6 +165,37 @@ def _our_verdict(case: Case, test: str, effect: float) -> tuple[Verdict, int]:
         ),
         len(runs),
     )
+
+
+def _baseline(case: Case, test: str) -> MetricBaseline:
+    sessions = tuple(
+        Session(
+            date="2026-11-21",
+            visit=visit.name,
+            devices=(visit.device,),
+            environment="there",
+            runs=tuple(BaselineRun(value=time) for time in visit.times),
+        )
+        for visit in case.baseline
+    )
+    kind, _ = kind_and_tolerance(test)
+    return MetricBaseline(unit="s", better="lower", kind=kind, method=_METHOD, sessions=sessions)
+
+
+def _measurements(case: Case, test: str, effect: float) -> list[Measurement]:
+    kind, tolerance = kind_and_tolerance(test)
+    return [
+        Measurement(
+            metric="time",
+            value=time * (1 + effect),
+            unit="s",
+            better="lower",
+            kind=kind,
+            method=_METHOD,
+            tolerance=tolerance,
+        )
+        for time in case.now
+    ]
 
 
 def _their_alarms(case: Case, effect: float) -> dict[str, bool]:

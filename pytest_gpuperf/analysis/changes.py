@@ -37,7 +37,7 @@ MIN_MAGNITUDE = 2.0
 #: was measured.
 FALSE_ALARM = 0.01
 
-_SHORTEST_WINDOW = 16
+_SHORTEST_WINDOW = 8
 _MEDIAN_OF = 5
 _CLIP_SD = 3.0
 #: Median of the absolute value of a standard normal variable, and of the difference of two of them.
@@ -105,7 +105,8 @@ def steps(logs: Sequence[float], devices: Sequence[Hashable], *, floor: float) -
     search = _Search(_without_outliers(values, groups, noise.sd), groups, noise, floor)
     found = search.refine(search.divide(0, len(values)))
     starts, ends = (0, *found), (*found[1:], len(values))
-    return tuple(search.step(start, at, end) for start, at, end in zip(starts, found, ends, strict=False))
+    measured = [search.step(start, at, end) for start, at, end in zip(starts, found, ends, strict=False)]
+    return tuple(step for step in measured if step and not step.low <= 0 <= step.high)
 
 
 def unlinked(devices: Sequence[Hashable]) -> tuple[int, ...]:
@@ -154,19 +155,18 @@ class _Search:
         return [*self.divide(start, at), at, *self.divide(at, end)]
 
     def refine(self, found: list[int]) -> list[int]:
-        """Place each step anew between its neighbours, and drop those that are none there, until all are kept."""
-        while True:
-            kept: list[int] = []
-            for end in (*found[1:], len(self._values)) if found else ():
-                split = self._best_split(kept[-1] if kept else 0, end)
-                kept += [split.at] if split else []
-            if len(kept) == len(found):
-                return kept
-            found = kept
+        """Place each step where it is best between its neighbours; where others hide it, it stays where it was seen."""
+        placed: list[int] = []
+        for at, end in zip(found, (*found[1:], len(self._values)), strict=False):
+            split = self._best_split(placed[-1] if placed else 0, end)
+            placed.append(split.at if split else at)
+        return placed
 
-    def step(self, start: int, at: int, end: int) -> Step:
-        """The step at an index, measured between its neighbours."""
+    def step(self, start: int, at: int, end: int) -> Step | None:
+        """The step at an index, measured between its neighbours; `None` where they leave too few values for that."""
         split = self._measure(start, at, end)
+        if split is None:
+            return None
         half = t_quantile(0.975, split.degrees_of_freedom) * split.standard_error
         return Step(
             at=at,
@@ -195,10 +195,9 @@ class _Search:
             return None
         return self._split(start + MIN_SEGMENT + best, splits, best, float(strengths[best]))
 
-    def _measure(self, start: int, at: int, end: int) -> _Split:
+    def _measure(self, start: int, at: int, end: int) -> _Split | None:
         splits = self._all_splits(start, end)
-        assert splits is not None, "a step was found here"
-        return self._split(at, splits, at - start - MIN_SEGMENT, 1.0)
+        return self._split(at, splits, at - start - MIN_SEGMENT, 1.0) if splits else None
 
     def _split(self, at: int, splits: "tuple[Floats, Floats, Floats, int]", index: int, strength: float) -> _Split:
         changes, sds, weights, freedom = splits

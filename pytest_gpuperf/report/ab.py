@@ -3,11 +3,11 @@
 import textwrap
 from collections.abc import Sequence
 
-from pytest_gpuperf.ab import Comparison
 from pytest_gpuperf.environment import version_differences
-from pytest_gpuperf.paired import Decision, Metric, Paired
 from pytest_gpuperf.report.terminal import Colour, Line
-from pytest_gpuperf.sides import Side
+from pytest_gpuperf.trials.ab import Comparison
+from pytest_gpuperf.trials.paired import Decision, Metric, Paired
+from pytest_gpuperf.trials.sides import Side
 from pytest_gpuperf.units import format_percent, format_value
 
 _COLOURS: dict[Decision, Colour] = {

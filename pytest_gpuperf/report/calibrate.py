@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from pytest_gpuperf.analysis.prospects import TOLERANCES
-from pytest_gpuperf.calibrate import FEWEST_RUNS, ROOMY, Calibration, Process
 from pytest_gpuperf.report.terminal import Colour, Line
+from pytest_gpuperf.trials.calibrate import FEWEST_RUNS, ROOMY, Calibration, Process
 from pytest_gpuperf.units import format_percent, format_value
 
 _COLOURS: dict[str | None, Colour] = {"fine": "green", "too tight": "red", "could be tighter": "cyan"}

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_gpuperf.errors import GpuperfError, UsageError
-from pytest_gpuperf.paired import Label
 from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.records import Record
+from pytest_gpuperf.trials.paired import Label
 
 SideKind = Literal["tree", "python", "requirement", "revision"]
 

@@ -15,10 +15,10 @@ from typing import Literal
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import DeviceError, GpuperfError, UsageError
 from pytest_gpuperf.machine import Machine
-from pytest_gpuperf.paired import ALPHA, Label, Metric, Pair, alpha_of_look, compare, looks
 from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.records import Environment, Record, Results, decode_lines
-from pytest_gpuperf.sides import Side
+from pytest_gpuperf.trials.paired import ALPHA, Label, Metric, Pair, alpha_of_look, compare, looks
+from pytest_gpuperf.trials.sides import Side
 from pytest_gpuperf.units import parse_tolerance
 
 Ending = Literal["decided", "pairs", "budget", "interrupted", "failed"]
