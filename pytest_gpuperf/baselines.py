@@ -211,8 +211,9 @@ def _tidied(file: BaselineFile) -> BaselineFile:
 def plan(root: Path, run: RunInfo, records: Sequence[TestRecord], *, accept_reason: str | None) -> Plan:
     """Work out what an update would do, without doing it.
 
-    NEW, PASS and INCONCLUSIVE metrics are recorded. REGRESSED, IMPROVED and INCOMPARABLE ones need a reason, which
-    begins a new epoch. INVALID ones, ones without a verdict and those of a failed test are refused.
+    NEW, PASS and INCONCLUSIVE metrics are recorded. REGRESSED, IMPROVED and INCOMPARABLE ones, and INCONCLUSIVE ones
+    beyond their tolerance, need a reason, which begins a new epoch. INVALID ones, ones without a verdict and those of
+    a failed test are refused.
 
     Args:
         root: Folder of all baselines.
@@ -282,11 +283,13 @@ def _refusal(record: TestRecord, verdict: Verdict, reason: str | None) -> str | 
     if verdict.status == "INVALID":
         return f"invalid: {verdict.reason}"
     if _needs_reason(verdict) and not reason:
-        return verdict.status.lower()
+        return verdict.status.lower() + (" and beyond its tolerance" if verdict.status == "INCONCLUSIVE" else "")
     return None
 
 
 def _needs_reason(verdict: Verdict) -> bool:
+    if verdict.status == "INCONCLUSIVE":  # recorded, slowdowns too small to be sure of would become the usual noise
+        return verdict.change is not None and verdict.change > verdict.tolerance
     return verdict.status in ("REGRESSED", "IMPROVED", "INCOMPARABLE")
 
 

@@ -15,7 +15,7 @@ from pytest_gpuperf.records import BaselineFile, MetricBaseline, Results, TestRe
 from pytest_gpuperf.report.controller import refusals, tally, unused_entries
 from pytest_gpuperf.report.results import read_results
 from pytest_gpuperf.report.terminal import Line, baseline_command, notes, table
-from pytest_gpuperf.run import judge_record
+from pytest_gpuperf.run import judge_results
 from pytest_gpuperf.units import format_percent, format_value
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def diff(
 ) -> int:
     """Compare the last run with the baselines as they are now. Exit code 2: a regression, 3: not settled."""
     found = read_results(results)
-    records = [_judged(record, found.run.visit, baselines_root) for record in _chosen(found, tests)]
+    records = _judged(found, tests, baselines_root)
     _echo(
         [
             *table(records, width=_width()),
@@ -422,18 +422,16 @@ def _outcome(verdict: Verdict, planted: float) -> str:
 def _write(results: Path, tests: list[str] | None, root: Path, reason: str | None) -> int:
     """Record or accept, judged against the baselines as they are now."""
     found = read_results(results)
-    records = [_judged(record, found.run.visit, root) for record in _chosen(found, tests)]
+    records = _judged(found, tests, root)
     changes = baseline_store.write(root, found.run, records, accept_reason=reason)
     typer.echo(f"Baselines in {root}: {tally(changes)}.")
     _echo(refusals(changes, baseline_command("accept", root.absolute(), results.absolute())))
     return GOOD if all(change.action != "refused" for change in changes) else NOT_SETTLED
 
 
-def _judged(record: TestRecord, visit: str, root: Path) -> TestRecord:
-    """The record with verdicts against the baselines as they are now."""
-    path = baseline_file.baseline_path(root, record.slug, record.key.module)
-    file = baseline_file.read(path, module=record.key.module)
-    return judge_record(record, file, visit=visit, priors=read_priors(root, record.slug))
+def _judged(found: Results, tests: list[str] | None, root: Path) -> list[TestRecord]:
+    """The chosen tests with verdicts against the baselines as they are now."""
+    return judge_results(found, _chosen(found, tests), root, lambda folder: read_priors(root, folder))
 
 
 def _chosen(found: Results, tests: list[str] | None) -> list[TestRecord]:

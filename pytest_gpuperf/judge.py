@@ -164,12 +164,10 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
         MeasurementError: A value is not a finite number above 0.
     """
     first, made = measurements[0], len(measurements)
-    if look > 1 and made > 1:
-        measurements = measurements[1:]
     prior = prior_of(first.kind, is_cpu=is_cpu, priors=priors)
     tolerance = prior.tolerance if first.tolerance is None else first.tolerance
-    logs = [_log(run.value, run.better, run.metric, run.unit) for run in measurements]
     blank = Verdict(status="NEW", metric=first.metric, reason="", tolerance=tolerance, runs=made)
+    logs = [_log(run.value, run.better, run.metric, run.unit) for run in measurements]
 
     if health:  # with or without a baseline: such a value is not to be recorded either
         return replace(blank, status="INVALID", reason=health)
@@ -179,26 +177,39 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     if differences := _other_identity(measurements, baseline) or differences:
         return replace(blank, status="INCOMPARABLE", reason=f"Not comparable: {'; '.join(differences)}.")
 
-    past = [_session_logs(session, baseline, first.metric) for session in sessions]
-    has_start = len(past) > ENOUGH_SESSIONS
+    skipped = 1 if look > 1 and made > 1 else 0
     question = _Question(
-        logs=logs,
-        unsettled=_unsettled(measurements, sessions),
+        logs=logs[skipped:],
+        unsettled=_unsettled(measurements[skipped:], sessions),
         prior=prior,
         devices=_group(devices),
         visit=visit,
-        alphas=tuple(share * alpha / (2 if has_start else 1) for share in spending),
+        alphas=tuple(share * alpha / (2 if len(sessions) > ENOUGH_SESSIONS else 1) for share in spending),
         look=min(look, len(spending)),
     )
+    return _answer(question, blank, replace(baseline, sessions=tuple(sessions)), measurements[skipped:])
+
+
+def _answer(
+    question: "_Question", blank: Verdict, baseline: MetricBaseline, measurements: Sequence[Measurement]
+) -> Verdict:
+    """Compare with all sessions, and with those that the epoch began with where there are more."""
+    sessions = baseline.sessions
+    past = [_session_logs(session, baseline, blank.metric) for session in sessions]
     now = _compare(question, past)
-    since_start = _compare(question, past[:ENOUGH_SESSIONS]) if has_start else None
-    verdict = replace(blank, sessions=len(sessions), is_provisional=len(sessions) < ENOUGH_SESSIONS)
+    since_start = _compare(question, past[:ENOUGH_SESSIONS]) if len(past) > ENOUGH_SESSIONS else None
     is_known = question.devices in [session.device_group for session in past]
-    remedy = _remedy(made, is_last=look >= len(spending), is_known_device=is_known)
-    decided = _decide(verdict, now, since_start, baseline, remedy=remedy)
-    if since_start and not now.is_worse(math.log1p(tolerance)):  # what is REGRESSED is so since the epoch began
+    is_last = question.look == len(question.alphas)
+    verdict = _decide(
+        replace(blank, sessions=len(sessions), is_provisional=len(sessions) < ENOUGH_SESSIONS),
+        now,
+        since_start,
+        baseline,
+        remedy=_remedy(blank.runs, is_last=is_last, is_known_device=is_known),
+    )
+    if since_start and not now.is_worse(math.log1p(blank.tolerance)):  # what is REGRESSED is so since the epoch began
         now, sessions = since_start, sessions[:ENOUGH_SESSIONS]
-    return _in_cycles(decided, now, measurements, baseline, sessions=_nearest(sessions, question.devices))
+    return _in_cycles(verdict, now, measurements, baseline, sessions=_nearest(sessions, question.devices))
 
 
 def is_settled(verdict: Verdict, look: int) -> bool:

@@ -1,6 +1,7 @@
 """One pytest process: its machine, the baselines it compares with, and what becomes of each test's measurements."""
 
 import os
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pytest_gpuperf.monitor import health
 from pytest_gpuperf.options import PerfCriterion, Policy, Settings
 from pytest_gpuperf.priors import Priors, read_priors
 from pytest_gpuperf.recorder import Recorder
-from pytest_gpuperf.records import BaselineFile, MetricBaseline, TestKey, TestRecord, Verdict
+from pytest_gpuperf.records import BaselineFile, MetricBaseline, Results, TestKey, TestRecord, Verdict
 from pytest_gpuperf.report.terminal import baseline_command, regression_message
 from pytest_gpuperf.requirement import GpuRequirement, groups, shortfall
 
@@ -301,18 +302,54 @@ def _uncorrected(verdict: Verdict, adjusted: Adjusted) -> Verdict:
     )
 
 
-def judge_record(record: TestRecord, file: BaselineFile | None, *, visit: str, priors: Priors | None) -> TestRecord:
-    """Judge a test of an earlier run anew, against the baselines as they are now; an anchor by its own rule."""
+def judge_results(
+    found: Results, chosen: Sequence[TestRecord], root: Path, priors: Callable[[str], Priors]
+) -> list[TestRecord]:
+    """Judge tests of an earlier run anew, against the baselines as they are now, with the anchors of that run.
+
+    Args:
+        found: The whole run.
+        chosen: Its tests to judge.
+        root: Folder of all baselines.
+        priors: Gives what is known of noise on one kind of device.
+
+    Raises:
+        BaselineError: A file cannot be trusted.
+    """
+    anchors: dict[tuple[str, ...], AnchorVerdict] = {}
+    judged = []
+    for record in chosen:
+        if record.devices not in anchors:
+            own = [one for one in found.tests if one.key.module == MODULE and one.devices == record.devices]
+            file = _read(root, record.slug, MODULE)
+            anchors[record.devices] = judge_anchors(own, file, visit=found.run.visit, priors=priors(record.slug))
+        judged.append(_judged(record, anchors[record.devices], found.run.visit, root, priors(record.slug)))
+    return judged
+
+
+def _judged(record: TestRecord, anchors: AnchorVerdict, visit: str, root: Path, priors: Priors) -> TestRecord:
     if record.key.module == MODULE:
-        return judge_anchors([record], file, visit=visit, priors=priors).records[0]
+        return next(one for one in anchors.records if one.key == record.key)
     runs = 1 + len(record.more)
-    look = sum(runs > before for before in (0, *LOOKS[:-1]))  # the last look that these runs were made for
-    spending = CONFIRMED if record.more else ONCE
     verdicts = tuple(
-        judge_one(record, m.metric, file, visit=visit, look=look, spending=spending, priors=priors)
-        for m in record.measurements
+        judge_one(
+            record,
+            measurement.metric,
+            _read(root, record.slug, record.key.module),
+            visit=visit,
+            look=sum(runs > before for before in (0, *LOOKS[:-1])),  # the last look that these runs were made for
+            spending=CONFIRMED if record.more else ONCE,
+            priors=priors,
+            anchors=anchors,
+            anchor_file=_read(root, record.slug, MODULE),
+        )
+        for measurement in record.measurements
     )
     return replace(record, verdicts=verdicts)
+
+
+def _read(root: Path, folder: str, module: str) -> BaselineFile | None:
+    return read(baseline_path(root, folder, module), module=module)
 
 
 def _name(verdict: Verdict) -> str:
