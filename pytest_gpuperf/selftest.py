@@ -64,6 +64,7 @@ def _run(suite: Path, device: str, planted: float, *options: str) -> Outcome:
     results.unlink(missing_ok=True)
     arguments = [sys.executable, "-m", "pytest", "-q", str(suite), "--rootdir", str(folder), "-c", os.devnull]
     arguments += ["-p", "no:cacheprovider", f"--gpuperf-device={device}", f"--gpuperf-json={results}", *options]
+    arguments += ["--gpuperf-budget=0", "--gpuperf-anchors=off"]  # each process is one run: these are told apart
     environment = {**os.environ, SLOWDOWN_VARIABLE: str(planted), "PYTEST_ADDOPTS": ""}
     done = subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=_PROCESS_LIMIT_S, check=False

@@ -29,6 +29,7 @@ from benchmarks.verdict.simulate import (
 )
 from benchmarks.verdict.tally import Tally, of_a_run, percent, summed
 from pytest_gpuperf.records import Status, Verdict
+from pytest_gpuperf.stats import Variance
 
 DEVICE = np.zeros(6, int)
 
@@ -140,6 +141,12 @@ def test_a_first_regressed_is_looked_at_again_and_a_second_is_final() -> None:
 
 def test_the_last_look_judges_what_the_budget_paid_for() -> None:
     assert looked_at(["INCONCLUSIVE"] * 3, 4) == ([(1, 1), (3, 2), (4, 3)], "INCONCLUSIVE")
+
+
+def test_a_repetition_is_followed_whose_first_run_alone_was_fast() -> None:
+    past, now = np.zeros((1, 5, 3)), np.array([[-0.5, 0.05, 0.05, 0.05, 0.05, 0.05]])
+    session = Variance(value=0.007**2, degrees_of_freedom=10.0)
+    assert can_be_red(past, now, margin=math.log1p(0.02), session=session).tolist() == [True]
 
 
 @pytest.mark.parametrize("sessions", [5, 7])

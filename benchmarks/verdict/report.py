@@ -144,7 +144,7 @@ chance of a false red of {alpha_of(1):.2%}. "One of {METRICS_OF_A_RUN}": {alpha_
 Priors are learned, as `gpuperf baseline learn` does, from a new suite of {METRICS_OF_A_RUN} metrics of the same
 noise for every 1000 repetitions or fewer; or they are the package's (kind `compute` for quiet, `end-to-end` for the
 others).
-Red is REGRESSED after a second look; INCONCLUSIVE is not red here.
+Red is REGRESSED after a second look, which judges the runs after the first; INCONCLUSIVE is not red here.
 
 The others get the same runs: pytest-benchmark, github-action-benchmark and NVBench the last run of the baseline and
 the first new one, asv the last session and three new runs with all their iterations, Bencher every single run. "No

@@ -186,7 +186,9 @@ def can_be_red(past: np.ndarray, now: np.ndarray, *, margin: float, session: Var
         margin: Logarithm of one plus the tolerance.
         session: The prior's variance between sessions.
     """
-    seen = np.max([now[:, :runs].mean(axis=1) for runs in (LOOKS[1], BUDGET_RUNS, CURRENT_RUNS)], axis=0)
+    # a later look judges the runs after the first; all runs are bounded, too, so that this holds if it judged those
+    means = [now[:, first:runs].mean(axis=1) for first in (0, 1) for runs in (LOOKS[1], BUDGET_RUNS, CURRENT_RUNS)]
+    seen = np.max(means, axis=0)
     quantile = normal_quantile(1 - max(CONFIRMED[1:]) * ALPHA)
     possible = np.zeros(len(past), bool)
     for sessions in {past.shape[1], min(past.shape[1], ENOUGH_SESSIONS)}:
