@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.verdict.noise import QUIET, SERVING, Noise, draw, run_logs
 from benchmarks.verdict.pairs import OURS, THEIRS, can_be_slower, sides
 from benchmarks.verdict.replay import EFFECTS, Visit, other_visits, same_visit
 from benchmarks.verdict.report import Findings, markdown
+from benchmarks.verdict.run import JUDGED, check_unchanged, fingerprint
 from benchmarks.verdict.scenarios import all_scenarios, base_scenarios, pair_scenarios
 from benchmarks.verdict.simulate import (
     LEARNED,
@@ -216,6 +218,20 @@ def test_false_reds_are_counted_in_a_hundred_thousand_repetitions_or_more() -> N
     )
 
 
+def test_a_rule_that_was_edited_meanwhile_is_not_published(tmp_path: Path) -> None:
+    source = tmp_path / "judge.py"
+    source.write_text("ALPHA = 0.001")
+    before = fingerprint([source])
+    check_unchanged(before, fingerprint([source]))
+    source.write_text("ALPHA = 0.002")
+    with pytest.raises(SystemExit, match=r"edited while it was measured .* Run again"):
+        check_unchanged(before, fingerprint([source]))
+
+
+def test_what_decides_is_all_there() -> None:
+    assert [path.name for path in JUDGED if not path.is_file()] == []
+
+
 def test_pairs_are_dealt_in_turn() -> None:
     runs = np.arange(14.0).reshape(1, 14, 1)
     base, head = sides(runs)
@@ -289,6 +305,7 @@ def findings(rate: float) -> Findings:
         seed=1,
         share=1.0,
         duration_s=1.0,
+        judged="0123456789ab",
     )
 
 

@@ -7,12 +7,13 @@ report. Needs the extras `dev` and `report`, and no GPU.
 """
 
 import argparse
+import hashlib
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +27,13 @@ from benchmarks.verdict.pairs import simulate_pairs  # noqa: E402
 from benchmarks.verdict.replay import read_visits, replay  # noqa: E402
 from benchmarks.verdict.simulate import Scenario, Task, simulate, tasks  # noqa: E402
 from benchmarks.verdict.tally import Tally, summed  # noqa: E402
+from pytest_gpuperf.priors import package_priors  # noqa: E402
 
+#: What a verdict depends on.
+JUDGED = tuple(
+    HERE.parents[1] / "pytest_gpuperf" / name
+    for name in ("judge.py", "stats.py", "priors.py", "data/priors.json", "trials/paired.py")
+)
 #: Of the repetitions, with --quick.
 _QUICK = 0.02
 
@@ -54,7 +61,8 @@ def write(folder: Path, *, seed: int, jobs: int, share: float) -> None:
         jobs: Processes.
         share: Of the repetitions.
     """
-    start_s = time.perf_counter()
+    start_s, judged = time.perf_counter(), fingerprint(JUDGED)
+    package_priors()  # once, for all processes and for the recordings
     stored = [_fewer(scenario, share) for scenario in scenarios.all_scenarios()]
     paired = [_fewer(scenario, share) for scenario in scenarios.pair_scenarios()]
     with multiprocessing.get_context("fork").Pool(jobs, initializer=os.nice, initargs=(10,)) as pool:
@@ -65,11 +73,32 @@ def write(folder: Path, *, seed: int, jobs: int, share: float) -> None:
             seed=seed,
             share=share,
             duration_s=time.perf_counter() - start_s,
+            judged=judged,
         )
+    check_unchanged(judged, fingerprint(JUDGED))
     (folder / "tallies.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     plots.power_curves(found.stored, folder / "power.png")
     plots.false_red_bars(found.stored, folder / "false_red.png")
     (folder / "RESULTS.md").write_text(report.markdown(found))
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Return a short hash of what decides: two results with the same one are of the same rule."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths))
+    return digest.hexdigest()[:12]
+
+
+def check_unchanged(before: str, after: str) -> None:
+    """Refuse results that are of no single rule.
+
+    Raises:
+        SystemExit: What decides was edited meanwhile.
+    """
+    if before != after:
+        raise SystemExit(
+            f"The rule was edited while it was measured ({before} at the start, {after} now), so the counts are of no "
+            "single rule and nothing was written. Run again: python benchmarks/verdict/run.py"
+        )
 
 
 def _fewer(scenario: Scenario, share: float) -> Scenario:
