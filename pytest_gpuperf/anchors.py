@@ -123,11 +123,11 @@ def _loop(device: Device) -> Call:  # noqa: ARG001 - there is one host
 
 
 #: A whole swing of the power controller, which takes a second.
-_SECONDS = Plan(warmup_s=0.6, warmup_limit_s=0.9, measure_s=1.0, measure_limit_s=1.2, precision=0.005, period_s=0.2)
+_SECONDS = Plan(warmup_s=0.6, warmup_limit_s=0.9, measure_s=1.0, measure_limit_s=1.2, precision=0.1, period_s=0.2)
 _TENTHS = Plan(warmup_s=0.2, warmup_limit_s=0.3, measure_s=0.3, measure_limit_s=0.5, precision=0.001, period_s=0.05)
 _OF_HOST = Plan(warmup_s=0.1, warmup_limit_s=0.2, measure_s=0.2, measure_limit_s=0.3, precision=0.01, period_s=0.05)
 _ON_CPU = Plan(
-    warmup_s=0.02, warmup_limit_s=0.05, measure_s=0.05, measure_limit_s=0.1, precision=0.02, block_s=0.01, period_s=0.02
+    warmup_s=0.02, warmup_limit_s=0.05, measure_s=0.05, measure_limit_s=0.1, precision=0.1, block_s=0.01, period_s=0.02
 )
 _HOST_CAUSE = "other work on the CPUs, a CPU limit of the container, a debugger or profiler"
 _GPU_LOOK = "nvidia-smi -q -d PERFORMANCE,CLOCK,POWER,PIDS"
