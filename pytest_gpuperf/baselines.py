@@ -177,7 +177,8 @@ def _appended(file: BaselineFile, run: RunInfo, record: TestRecord, measurement:
             f"{measurement.metric} of {record.key} is now in {new.unit!r} ({new.better} is better; {new.method}), its "
             f"baseline in {old.unit!r} ({old.better} is better; {old.method}). {_how_to_accept(record)}"
         )
-    if any(known.run_id == run.run_id for session in old.sessions for known in session.runs):
+    here = [session for session in old.sessions if sorted(session.devices) == sorted(record.devices)]
+    if any(known.run_id == run.run_id for session in here for known in session.runs):
         return old  # recording a run again must not make it look like two that agree
     *before, last = old.sessions
     joined = replace(last, runs=last.runs + new.sessions[0].runs)

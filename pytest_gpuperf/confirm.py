@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.judge import LOOKS
+from pytest_gpuperf.monitor import FAMILY_VARIABLE
 from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.records import Record, Rerun, TestRecord, decode_lines
 
@@ -26,6 +27,7 @@ BUDGET_DURATIONS = 3.0
 START_LIMIT_S = 120.0
 #: A fresh process is killed when its tests take this many times as long as they took here.
 _PATIENCE = 5.0
+_WORKER = "PYTEST_XDIST_WORKER"
 _OF_THIS_PROCESS = ("PYTEST_CURRENT_TEST", "PYTEST_VERSION")
 
 
@@ -36,11 +38,15 @@ class Order(Record, frozen=True, kw_only=True):
         tests: As arguments of pytest, in order.
         results: Where its results.jsonl goes.
         leased: Hashed UUIDs of the devices that are held for it.
+        parent_pid: The process that waits for it.
+        is_of_worker: That process is a worker of pytest-xdist.
     """
 
     tests: tuple[str, ...]
     results: str
     leased: tuple[str, ...]
+    parent_pid: int
+    is_of_worker: bool
 
 
 class Invocation(Record, frozen=True, kw_only=True):
@@ -50,11 +56,13 @@ class Invocation(Record, frozen=True, kw_only=True):
         arguments: Without the program.
         folder: Where.
         root: pytest's root folder.
+        environment: With which variables.
     """
 
     arguments: tuple[str, ...]
     folder: Path
     root: Path
+    environment: Mapping[str, str]
 
 
 def settle(
@@ -106,14 +114,33 @@ def _spent_s(record: TestRecord) -> float:
 def _explained(record: TestRecord, budget_s: float | None) -> TestRecord:
     """Say in what is still open why it was not measured again."""
     if record.problems:
-        why = f"not confirmed: {record.problems[-1]}"
-    elif 1 + len(record.more) < LOOKS[-1]:
-        why = f"the budget of {_budget_s(record, budget_s):.3g} s for confirming is spent (--gpuperf-budget)"
-    else:
-        return record
+        return unconfirmed(record, record.problems[-1])
+    if 1 + len(record.more) < LOOKS[-1]:
+        return _noted(
+            record, f"the budget of {_budget_s(record, budget_s):.3g} s for confirming is spent (--gpuperf-budget)"
+        )
+    return record
+
+
+def unconfirmed(record: TestRecord, problem: str) -> TestRecord:
+    """The test without further runs: a suspicion that nothing confirmed accuses nobody.
+
+    Args:
+        record: After its first look, or later.
+        problem: What went wrong.
+    """
+    problems = record.problems if problem in record.problems else (*record.problems, problem)
     verdicts = tuple(
-        replace(verdict, reason=f"{verdict.reason.rstrip('.')}; {why}.")
-        if verdict.status in ("INCONCLUSIVE", "REGRESSED", "INVALID")
+        replace(verdict, status="INCONCLUSIVE") if verdict.status == "REGRESSED" and not record.more else verdict
+        for verdict in record.verdicts
+    )
+    return _noted(replace(record, verdicts=verdicts, problems=problems), f"not confirmed: {problem.rstrip('.')}")
+
+
+def _noted(record: TestRecord, words: str) -> TestRecord:
+    verdicts = tuple(
+        replace(verdict, reason=f"{verdict.reason.rstrip('.')}; {words}.")
+        if verdict.status in ("INCONCLUSIVE", "INVALID")
         else verdict
         for verdict in record.verdicts
     )
@@ -141,13 +168,15 @@ def run_again(
             tests=tuple(f"{invocation.root / record.key.module}::{record.key.test}" for record in records),
             results=str(folder / "results.jsonl"),
             leased=leased,
+            parent_pid=os.getpid(),
+            is_of_worker=_WORKER in os.environ,
         )
         (folder / "order.json").write_bytes(msgspec.json.encode(order))
         finished = run_group(
             _command(invocation),
             timeout_s=limit_s,
             folder=invocation.folder,
-            environment=_environment(folder / "order.json"),
+            environment=_environment(invocation, folder / "order.json"),
         )
         found, complaint = _read(folder / "results.jsonl")
     return grown(records, found, finished, complaint)
@@ -159,13 +188,15 @@ def _command(invocation: Invocation) -> list[str]:
     return [sys.executable, *([] if is_here else ["-P"]), "-m", "pytest", *invocation.arguments]
 
 
-def _environment(order: Path) -> dict[str, str]:
+def _environment(invocation: Invocation, order: Path) -> dict[str, str]:
+    """That which this process began with: what tests have left behind since is not for another."""
     kept = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in invocation.environment.items()
         if name not in _OF_THIS_PROCESS and not name.startswith("PYTEST_XDIST_")
     }
-    return {**kept, ORDER_VARIABLE: str(order)}
+    family = os.getppid() if _WORKER in os.environ else os.getpid()
+    return {**kept, ORDER_VARIABLE: str(order), FAMILY_VARIABLE: str(family)}
 
 
 def _read(path: Path) -> tuple[dict[str, TestRecord], str | None]:

@@ -4,6 +4,10 @@ By then every fixture is torn down and every other test has had its say, so that
 process, and nobody is accused before it is known whether the whole machine moved.
 """
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ from _pytest.runner import runtestprotocol
 from msgspec.structs import replace
 
 from pytest_gpuperf import confirm
-from pytest_gpuperf.confirm import Invocation
+from pytest_gpuperf.confirm import Invocation, unconfirmed
 from pytest_gpuperf.errors import GpuperfError
 from pytest_gpuperf.judge import is_settled
 from pytest_gpuperf.lease import lease
@@ -44,7 +48,15 @@ _NOT_FOR_A_FRESH_PROCESS: dict[str, object] = {
     "numprocesses": None,
     "dist": "no",
     "tx": [],
+    "basetemp": None,
     "xmlpath": None,
+    "log_file": os.devnull,
+    "report_log": None,
+    "json_report_file": None,
+    "allure_report_dir": None,
+    "splits": None,
+    "group": None,
+    "testmon": None,
     "htmlpath": None,
     "no_cov": True,
     "reruns": 0,
@@ -86,15 +98,24 @@ class Deferred:
         self._run = run
         self._invocation = invocation
         self._setup_s = 0.0
+        self._seen: set[str] = set()
 
     def run_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Run a test as pytest does, and keep its report if more runs may change the verdict."""
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        item.stash[can_wait_key] = True
+        item.stash[can_wait_key] = item.nodeid not in self._seen  # --keep-duplicates: one of them is enough
+        self._seen.add(item.nodeid)
         setup, *reports = runtestprotocol(item, log=False, nextitem=nextitem)
         self._setup_s += setup.duration
         record = item.stash.get(record_key, None)
-        waits = record is not None and record.passed and self._run.is_open(record, 1)
+        can_wait = item.stash[can_wait_key]
+        waits = (
+            can_wait
+            and record is not None
+            and record.passed
+            and _has_passed(reports[0])
+            and self._run.is_open(record, 1)
+        )
         setup.__dict__["gpuperf_waits"] = waits
         item.ihook.pytest_runtest_logreport(report=setup)
         if record is not None and waits:
@@ -107,18 +128,17 @@ class Deferred:
     def settle(self) -> None:
         """Measure what waits again, and report it; an interrupt leaves the rest as it is, and is passed on."""
         waiting, self.held = self._without_those_that_moved_together(), []
-        groups: dict[tuple[str, ...], list[Held]] = {}
-        for held in waiting:
-            groups.setdefault(held.record.devices, []).append(held)
         try:
-            for devices in list(groups):
-                records = self._settled(devices, [held.record for held in groups[devices]])
-                for held, record in zip(groups.pop(devices), records, strict=True):
+            while waiting:
+                devices = waiting[0].record.devices
+                group = [held for held in waiting if held.record.devices == devices]
+                records = self._settled(devices, [held.record for held in group])
+                for held, record in zip(group, records, strict=True):
+                    waiting.remove(held)
                     self._report(held, record)
         finally:
-            for group in groups.values():
-                for held in group:
-                    self._report(held, _with_problem(held.record, "the run was interrupted"))
+            for held in waiting:
+                self._report(held, unconfirmed(held.record, "the run was interrupted"))
 
     def _without_those_that_moved_together(self) -> list[Held]:
         """Report tests that the machine made slower, if it did; the others wait on."""
@@ -147,7 +167,7 @@ class Deferred:
         """Report what waits as it is."""
         waiting, self.held = self.held, []
         for held in waiting:
-            self._report(held, _with_problem(held.record, why))
+            self._report(held, unconfirmed(held.record, why))
 
     def _settled(self, hashes: tuple[str, ...], records: Sequence[TestRecord]) -> Sequence[TestRecord]:
         run = self._run
@@ -170,7 +190,7 @@ class Deferred:
                     budget_s=run.settings.budget_s,
                 )
         except (GpuperfError, OSError) as error:
-            return [_with_problem(record, str(error)) for record in records]
+            return [unconfirmed(record, str(error)) for record in records]
 
     def _healthy(self, before: TestRecord, after: TestRecord) -> TestRecord:
         """Drop the last run of a test if the device was unwell in it."""
@@ -187,7 +207,7 @@ class Deferred:
 
         def call() -> None:
             if message:
-                pytest.fail(message, pytrace=False)
+                raise pytest.fail.Exception(message, pytrace=False) from None
 
         info = pytest.CallInfo.from_call(call, when="call")
         info.start, info.stop, info.duration = held.call.start, held.call.stop, held.call.duration
@@ -207,14 +227,9 @@ def _invalid(record: TestRecord, reason: str) -> TestRecord:
     return replace(record, verdicts=verdicts)
 
 
-def _with_problem(record: TestRecord, problem: str) -> TestRecord:
-    verdicts = tuple(
-        replace(verdict, reason=f"{verdict.reason.rstrip('.')}; not confirmed: {problem.rstrip('.')}.")
-        if verdict.status in ("INCONCLUSIVE", "REGRESSED", "INVALID")
-        else verdict
-        for verdict in record.verdicts
-    )
-    return replace(record, verdicts=verdicts, problems=(*record.problems, problem))
+def _has_passed(call: pytest.TestReport) -> bool:
+    """Whether nothing but the strictness of an expected failure held against a test that passed."""
+    return not call.failed or str(call.longrepr).startswith("[XPASS(strict)]")
 
 
 def _tell_xdist(item: pytest.Item) -> None:
@@ -244,3 +259,13 @@ def confine(config: pytest.Config, order: confirm.Order) -> None:
         if hasattr(config.option, name):
             setattr(config.option, name, value)
     config.option.gpuperf_json = order.results
+    if order.is_of_worker and hasattr(config.option, "benchmark_disable"):
+        config.option.benchmark_disable = True  # as pytest-benchmark is in every worker of pytest-xdist
+    threading.Thread(target=_end_with, args=(order.parent_pid,), name="gpuperf-parent", daemon=True).start()
+
+
+def _end_with(parent_pid: int) -> None:
+    """End this process and all that it started when the one that waits for it is gone, and its lease with it."""
+    while os.getppid() == parent_pid:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)

@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 import pytest
 
-from pytest_gpuperf.errors import GpuperfError, NotSupported
+from pytest_gpuperf.errors import GpuperfError, NotSupported, UsageError
 from pytest_gpuperf.options import (
     MARKERS,
     Settings,
@@ -38,9 +38,11 @@ run_key = pytest.StashKey["Run"]()
 recorder_key = pytest.StashKey["Recorder"]()
 deferred_key = pytest.StashKey["Deferred"]()
 order_key = pytest.StashKey["Order"]()
+environment_key = pytest.StashKey[Mapping[str, str]]()
 deselected_key = pytest.StashKey[bool]()
 
 _FIXTURES = frozenset({"gpu", "gpus", "gpu_benchmark", "gpu_monitor", "perf"})
+_MEASURING = frozenset({"gpu_benchmark", "perf"})
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
 
@@ -104,6 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     config.stash[settings_key] = read_settings(config)
+    config.stash[environment_key] = dict(os.environ)
     if order_key in config.stash and hasattr(config.option, "dist"):
         config.option.dist, config.option.tx = "no", []  # pytest-xdist may have set them after our first word
     if not hasattr(config, "workerinput"):
@@ -144,10 +147,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in mine:
             requirement_of(item)
             criterion_of(item)
+            _refuse_unittest(item)
         if mine and not config.option.collectonly:
             _read_baselines(run_of(config), mine)
     except GpuperfError as error:
         _refuse_run(config, items, str(error))
+
+
+def _refuse_unittest(item: pytest.Item) -> None:
+    if type(item).__name__ == "TestCaseFunction" and not _MEASURING.isdisjoint(_fixture_names(item)):
+        raise UsageError(
+            f"{item.nodeid} is a method of a unittest.TestCase, whose measurements are not judged. "
+            "Write it as a function, or as a method of a plain class."
+        )
 
 
 def _refuse_run(config: pytest.Config, items: list[pytest.Item], message: str) -> None:
@@ -175,7 +187,7 @@ def _read_baselines(run: "Run", items: list[pytest.Item]) -> None:
         requirement = requirement_of(item)
         if run.shortfall(requirement) is None:
             devices = run.candidates(requirement)[0]
-            run.priors_of(devices)
+            run.read_common(devices)
             run.compared += len(run.baselines_of(key_of(item), devices))
 
 
@@ -213,8 +225,9 @@ def _can_wait(item: pytest.Item) -> bool:
     """Whether a test may be measured again: not in a process that does so, and not where others run tests their way."""
     config, settings = item.config, item.config.stash[settings_key]
     is_wanted = settings.budget_s != 0 and settings.accept is None and not settings.disable
-    reruns = vars(config.option).get("reruns") or item.get_closest_marker("flaky")
-    return is_wanted and order_key not in config.stash and not reruns and not vars(config.option).get("forked")
+    others = [vars(config.option).get(name) for name in ("reruns", "retries", "forked", "stepwise")]
+    others += [item.get_closest_marker(name) for name in ("flaky", "forked")]
+    return is_wanted and order_key not in config.stash and not any(others)
 
 
 def _deferred_of(config: pytest.Config) -> "Deferred":
@@ -224,7 +237,9 @@ def _deferred_of(config: pytest.Config) -> "Deferred":
 
         given = config.invocation_params
         arguments = (*map(str, given.args), *(("--no-cov",) if config.pluginmanager.hasplugin("_cov") else ()))
-        invocation = Invocation(arguments=arguments, folder=given.dir, root=config.rootpath)
+        invocation = Invocation(
+            arguments=arguments, folder=given.dir, root=config.rootpath, environment=config.stash[environment_key]
+        )
         config.stash[deferred_key] = Deferred(run_of(config), invocation)
     return config.stash[deferred_key]
 
@@ -379,6 +394,8 @@ def _waits(item: pytest.Item) -> bool:
 def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> "TestRecord | None":
     """Judge the item's measurements and keep the record for the report."""
     recorder = _recorder_of(item) if passed else item.stash.get(recorder_key, None)
+    if recorder is not None:
+        recorder.close()
     if recorder is None or not recorder.measurements:
         return None
     from pytest_gpuperf.deferred import record_key

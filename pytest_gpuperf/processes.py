@@ -32,7 +32,8 @@ class Finished(Record, frozen=True, kw_only=True):
         if self.code is None:
             return "did not end in time and was killed"
         if self.code < 0:
-            return f"was ended by {signal.Signals(-self.code).name}"
+            known = {one.value: one.name for one in signal.Signals}
+            return f"was ended by {known.get(-self.code, f'signal {-self.code}')}"
         return f"ended with exit code {self.code}"
 
 

@@ -89,6 +89,7 @@ class Recorder:
         self._preferred = preferred
         self._tolerance = tolerance
         self._mode = mode
+        self._is_closed = False
 
     def benchmark(
         self,
@@ -196,7 +197,16 @@ class Recorder:
                 "gpu_benchmark(..., metric=NAME) or perf.record(NAME, ...)."
             )
 
+    def close(self) -> None:
+        """Refuse what comes after the test's body: its verdict has been given."""
+        self._is_closed = True
+
     def _add(self, measurement: Measurement) -> Measurement:
+        if self._is_closed:
+            raise UsageError(
+                f"{measurement.metric} was recorded after the test's body had ended, so it cannot be judged. "
+                "Record it in the test, not in a fixture after its yield."
+            )
         self.measurements.append(measurement)
         return measurement
 

@@ -18,7 +18,7 @@ from pytest_gpuperf.monitor import health
 from pytest_gpuperf.options import PerfCriterion, Policy, Settings
 from pytest_gpuperf.priors import Priors, read_priors
 from pytest_gpuperf.recorder import Recorder
-from pytest_gpuperf.records import BaselineFile, MetricBaseline, Results, TestKey, TestRecord, Verdict
+from pytest_gpuperf.records import BaselineFile, Measurement, MetricBaseline, Results, TestKey, TestRecord, Verdict
 from pytest_gpuperf.report.terminal import baseline_command, regression_message
 from pytest_gpuperf.requirement import GpuRequirement, groups, shortfall
 
@@ -72,9 +72,15 @@ class Run:
             self._priors[folder] = read_priors(self.settings.baselines, folder)
         return self._priors[folder]
 
-    def priors_of(self, devices: tuple[Device, ...]) -> Priors:
-        """What is known of noise on these devices."""
-        return self.priors(slug(devices, self.settings.key))
+    def read_common(self, devices: tuple[Device, ...]) -> None:
+        """Read what the tests on these devices share: the noise to expect, and the anchors' baselines.
+
+        Raises:
+            BaselineError: One of the files is there and cannot be trusted.
+        """
+        folder = slug(devices, self.settings.key)
+        self.priors(folder)
+        self.file(folder, MODULE)
 
     def baselines_of(self, key: TestKey, devices: tuple[Device, ...]) -> dict[str, MetricBaseline]:
         """Metric -> baseline of one test on these devices."""
@@ -176,23 +182,19 @@ class Run:
         return "INVALID" in statuses or not all(is_settled(verdict, look) for verdict in record.verdicts)
 
     def judge_again(self, record: TestRecord, look: int) -> TestRecord:
-        """Judge the open metrics of a test from all its runs."""
+        """Judge all metrics of a test from all its runs."""
         unwell = [verdict.reason for verdict in record.verdicts if verdict.status == "INVALID"]
+        before = {v.metric for v in record.verdicts if v.status == "REGRESSED" and is_settled(v, look - 1)}
         if unwell:  # the first run is set aside, and the next one takes its place
             first, *more = record.more
             record = replace(record, measurements=first.measurements, more=tuple(more))
         verdicts = tuple(
-            verdict
-            if verdict.status != "INVALID" and is_settled(verdict, look - 1)
-            else self._judge(record, verdict.metric, look, CONFIRMED)
-            for verdict in record.verdicts
+            self._judge(record, measurement.metric, look, CONFIRMED) for measurement in record.measurements
         )
         if unwell:
-            verdicts = tuple(
-                replace(verdict, reason=f"{verdict.reason.rstrip('.')}; a run was set aside: {unwell[0].rstrip('.')}.")
-                for verdict in verdicts
-            )
-        self.rejected += sum(verdict.status == "REGRESSED" for verdict in verdicts)
+            words = f"a run was set aside: {unwell[0].rstrip('.')}"
+            verdicts = tuple(replace(one, reason=f"{one.reason.rstrip('.')}; {words}.") for one in verdicts)
+        self.rejected += len({one.metric for one in verdicts if one.status == "REGRESSED"} - before)
         return replace(record, verdicts=verdicts)
 
     def illness(self, record: TestRecord) -> str | None:
@@ -200,7 +202,7 @@ class Run:
         file = self.file(record.slug, record.key.module)
         metrics = file.tests.get(record.key.test, {}) if file else {}
         for measurement in record.more[-1].measurements if record.more else record.measurements:
-            usual = _usual_clock_mhz(metrics.get(measurement.metric))
+            usual = _usual_clock_mhz(measurement, metrics.get(measurement.metric))
             reason = health(measurement.telemetry, usual_clock_mhz=usual) if measurement.telemetry else None
             if reason:
                 return reason
@@ -268,7 +270,7 @@ def judge_one(  # noqa: PLR0913 - what judge.judge needs besides the record
     """
     baseline = file.tests.get(record.key.test, {}).get(metric) if file else None
     runs = record.runs_of(metric)
-    usual = _usual_clock_mhz(baseline)
+    usual = _usual_clock_mhz(runs[0], baseline)
     reasons = [health(run.telemetry, usual_clock_mhz=usual) for run in runs if run.telemetry]
     reasons.append(anchors.reason if anchors else None)
     adjusted = None
@@ -356,8 +358,10 @@ def _name(verdict: Verdict) -> str:
     return "is INCONCLUSIVE (low power)" if verdict.is_low_power else f"is {verdict.status}"
 
 
-def _usual_clock_mhz(baseline: MetricBaseline | None) -> float | None:
-    """Mean SM clock of the baseline's runs."""
+def _usual_clock_mhz(measurement: Measurement, baseline: MetricBaseline | None) -> float | None:
+    """Mean SM clock of the baseline's runs; a test's own number may be of a region where the GPU idled."""
+    if measurement.method.mode == "recorded":
+        return None
     sessions = baseline.sessions if baseline else ()
     clocks = [run.sm_clock_mhz for session in sessions for run in session.runs if run.sm_clock_mhz is not None]
     return sum(clocks) / len(clocks) if clocks else None

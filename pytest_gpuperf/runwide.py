@@ -6,8 +6,9 @@ from statistics import median
 from pytest_gpuperf.records import Record, TestRecord, Verdict
 from pytest_gpuperf.units import format_percent
 
-#: More than this many tests, and more than this share of those compared, move together.
-LEAST_TESTS, LEAST_SHARE = 3, 0.2
+#: More than this many tests, and more than this share of those compared, move together. A smaller share would take a
+#: change that slows a quarter of a suite for the machine.
+LEAST_TESTS, LEAST_SHARE = 3, 0.5
 #: Alike: within half the median slowdown of it, or two points.
 _ALIKE_SHARE, _ALIKE_POINTS = 0.5, 0.02
 
@@ -37,7 +38,7 @@ class Together(Record, frozen=True, kw_only=True):
 def moved_together(records: Sequence[TestRecord]) -> Together | None:
     """Say whether so many unrelated tests got slower, and so much alike, that it is the machine.
 
-    More than three tests and more than a fifth of those compared, of two test functions or more, each beyond its
+    More than three tests and more than half of those compared, of two test functions or more, each beyond its
     tolerance, and each by much the same as the median.
 
     Args:

@@ -1,5 +1,6 @@
 """More runs: when they are made and when not, and what becomes of a fresh process that goes wrong."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_what_is_open_is_measured_in_one_process_together() -> None:
 
 
 def test_the_default_budget_is_three_times_the_first_run() -> None:
-    [record], _ = settled(record_of(duration_s=2.0), until=99)
+    [record], _ = settled(record_of(duration_s=2.0, status="INCONCLUSIVE"), until=99)
 
     assert len(record.more) == 3
     assert record.verdicts[0].reason == "Slow; the budget of 6 s for confirming is spent (--gpuperf-budget)."
@@ -144,6 +145,7 @@ def test_a_problem_ends_the_measuring_of_its_test_alone() -> None:
     assert processes == [2, 1]
     assert [len(record.more) for record in records] == [0, 2]
     assert records[0].verdicts[0].reason == "Slow; not confirmed: it crashed."
+    assert records[0].verdicts[0].status == "INCONCLUSIVE"
 
 
 def test_a_verdict_that_passed_is_not_talked_about() -> None:
@@ -242,9 +244,9 @@ def test_a_fresh_process_is_given_the_tests_and_its_results_are_read(
         f"shutil.copy({str(answer)!r}, json.load(open(path))['results'])\n"
         "assert 'PYTEST_CURRENT_TEST' not in os.environ and 'PYTEST_XDIST_WORKER' not in os.environ\n"
     )
-    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     monkeypatch.setattr("pytest_gpuperf.confirm._command", lambda _: ["python3", "-c", program])
-    invocation = Invocation(arguments=("-q",), folder=tmp_path, root=tmp_path)
+    environment = {**os.environ, "PYTEST_XDIST_WORKER": "gw0", "PYTEST_CURRENT_TEST": "this one"}
+    invocation = Invocation(arguments=("-q",), folder=tmp_path, root=tmp_path, environment=environment)
 
     [record] = run_again([record_of()], invocation, leased=("d",), setup_s=0.0)
 

@@ -302,13 +302,27 @@ def test_kernel(gpu_benchmark, request):
         {trouble}
     gpu_benchmark(lambda: TIME_S)
 """
-    result = sick(recorded(pytester, suite_of(source))).run(pytester)
+    result = sick(recorded(pytester, suite_of(source))).run(pytester, "--gpuperf-strict")
 
-    result.assert_outcomes(failed=1)  # a slowdown of a fifth is beyond doubt even for the first look
+    result.assert_outcomes(failed=1)
     reason = reason_of(pytester, result)
     assert "; not confirmed: " in reason
     assert words in reason
+    assert f"  time is INCONCLUSIVE: {reason}" in result.stdout.lines
     assert len(processes(pytester)) == 2
+
+
+def test_suspicion_that_cannot_be_confirmed_accuses_nobody(pytester: pytest.Pytester) -> None:
+    source = """
+def test_kernel(gpu_benchmark):
+    if is_fresh():
+        os._exit(7)
+    gpu_benchmark(lambda: TIME_S)
+"""
+    result = sick(recorded(pytester, suite_of(source))).run(pytester)
+
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["INCONCLUSIVE test_kernel time: 20 % slower*; not confirmed: a fresh process*"])
 
 
 def test_fresh_process_that_hangs_is_killed_with_all_it_started(
@@ -408,6 +422,131 @@ def test_test_that_another_plugin_runs_again_is_judged_at_once(pytester: pytest.
     suite.run(pytester).assert_outcomes(failed=1)
 
     assert len(processes(pytester)) == 1
+
+
+# what others do to a test
+
+
+def test_failure_that_another_plugin_reports_is_not_lost(pytester: pytest.Pytester) -> None:
+    """Such as a soft assertion, whose plugin fails the report and forgets."""
+    conftest = (
+        FAKE_H100
+        + """
+import pytest
+complaints = ["soft"]
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call" and complaints and "SICK" in __import__("os").environ:
+        report.outcome, report.longrepr = "failed", complaints.pop()
+    return report
+"""
+    )
+    suite = recorded(pytester, suite_of(KERNEL_COUNTED, conftest=conftest))
+
+    sick(suite).run(pytester).assert_outcomes(failed=1)
+
+
+def test_variables_that_tests_leave_behind_do_not_reach_a_fresh_process(pytester: pytest.Pytester) -> None:
+    source = """
+def test_kernel(gpu_benchmark):
+    gpu_benchmark(lambda: TIME_S)
+
+def test_end():
+    os.environ["TIME_S"] = "1e-3"
+"""
+    suite = recorded(pytester, suite_of(source).in_subprocess()).slower()
+
+    suite.run(pytester).assert_outcomes(failed=1, passed=1)
+
+
+def test_temporary_folder_and_log_of_the_run_are_left_alone(pytester: pytest.Pytester) -> None:
+    source = """
+import logging
+
+def test_kernel(gpu_benchmark, tmp_path):
+    (tmp_path / f"mine-{os.getpid()}").touch()
+    logging.warning("a line of %s", "mine")
+    gpu_benchmark(lambda: TIME_S)
+"""
+    suite = recorded(pytester, suite_of(source)).slower().in_subprocess()
+    suite.run(pytester, f"--basetemp={pytester.path / 'base'}", "--log-file=log.txt").assert_outcomes(failed=1)
+
+    assert len(list((pytester.path / "base").rglob("mine-*"))) == 1
+    assert (pytester.path / "log.txt").read_text().count("a line of mine") == 1
+
+
+def test_same_test_twice_is_measured_again_once(pytester: pytest.Pytester) -> None:
+    suite = recorded(pytester, suite_of(KERNEL_COUNTED)).slower()
+    result = suite.run(pytester, "--keep-duplicates", "test_suite.py", "test_suite.py")
+
+    assert_readable(result)
+    result.assert_outcomes(failed=2)
+
+
+def test_every_metric_is_judged_from_all_runs(pytester: pytest.Pytester) -> None:
+    """One that its first run settled, too: its further runs are recorded."""
+    source = """
+def test_kernel(gpu_benchmark):
+    is_later = is_fresh()
+    gpu_benchmark(lambda: TIME_S, metric="a")
+    gpu_benchmark(lambda: 1.5e-3 if is_later else 1e-3, metric="b")
+"""
+    sick(recorded(pytester, suite_of(source))).run(pytester)
+
+    assert {name: verdict.status for name, verdict in verdicts_of(pytester).items()} == {
+        "test_kernel a": "REGRESSED",
+        "test_kernel b": "REGRESSED",
+    }
+
+
+def test_metric_that_is_recorded_too_late_is_an_error(pytester: pytest.Pytester) -> None:
+    source = """
+@pytest.fixture
+def late(perf):
+    yield
+    perf.record("late", 1.0, unit="s")
+
+def test_kernel(late): pass
+"""
+    result = suite_of(source).run(pytester)
+
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*late was recorded after the test's body had ended, so it cannot be judged.*"])
+
+
+def test_method_of_a_unittest_case_is_refused_by_name(pytester: pytest.Pytester) -> None:
+    source = """
+import unittest
+
+class TestOld(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def keep(self, gpu_benchmark):
+        self.gpu_benchmark = gpu_benchmark
+
+    def test_kernel(self):
+        self.gpu_benchmark(lambda: TIME_S)
+"""
+    result = suite_of(source).run(pytester)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "test_suite.py::TestOld::test_kernel is a method of a unittest.TestCase" in result.stderr.str()
+
+
+def test_fresh_process_ends_with_the_one_that_waits_for_it(pytester: pytest.Pytester) -> None:
+    source = """
+def test_kernel(gpu_benchmark):
+    if is_fresh():
+        Path("child").write_text(str(os.getpid()))
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+    gpu_benchmark(lambda: TIME_S)
+"""
+    suite = sick(recorded(pytester, suite_of(source))).in_subprocess()
+    assert suite.run(pytester).ret != 0
+
+    assert has_ended(int((pytester.path / "child").read_text()))
 
 
 # a sick GPU, and a sick machine

@@ -37,7 +37,7 @@ class MemoryBandwidth:
         require_free_memory(buffers * size_bytes, device=device, what=f"{direction} of {size_bytes / 1e9:.1f} GB")
         elements = size_bytes // 4
         generator = torch.Generator(device).manual_seed(0)
-        source = torch.randn(round(elements * (1 + slowdown)), device=device, generator=generator)
+        source = torch.randn(round(elements * (1 + slowdown)), dtype=torch.float32, device=device, generator=generator)
         target = torch.empty_like(source) if direction == "copy" else source
         calls: dict[str, Callable[[], object]] = {
             "copy": lambda: target.copy_(source),
@@ -89,7 +89,7 @@ class HostTransfer:
         require_free_memory(1.1 * size_bytes, device="cpu", what=f"{direction} of {size_bytes / 1e9:.1f} GB")
         #: The driver's staging copies make pageable transfers a matter of the host's processor and memory.
         self.kind: Kind = "transfer" if pinned else "host"
-        host = torch.randn(size_bytes // 4, generator=torch.Generator().manual_seed(0))
+        host = torch.randn(size_bytes // 4, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
         host = host.pin_memory() if pinned else host
         near = torch.empty_like(host, device=device)
         source, self._target = (host, near) if direction == "host_to_device" else (near, host)
