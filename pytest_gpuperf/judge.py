@@ -45,7 +45,7 @@ from pytest_gpuperf.units import Better, format_percent, format_value
 #: Runs made by the first, second and third look.
 LOOKS = (1, 3, 6)
 #: Share of the false-alarm rate that each of these looks may spend. The first only raises a suspicion.
-CONFIRMED = (0.1, 0.8, 0.1)
+CONFIRMED = (0.02, 0.96, 0.02)
 #: The same where there is one look alone.
 ONCE = (1.0,)
 #: Chance of a false REGRESSED of one metric over all looks, and of any in a run.

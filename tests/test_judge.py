@@ -649,7 +649,7 @@ def test_a_first_run_that_was_out_of_luck_accuses_nobody() -> None:
 
 
 def test_what_a_metric_sees_is_what_the_look_that_decides_sees() -> None:
-    """The first look spends a tenth and accuses nobody, so two more runs and their share say what would be caught."""
+    """The first look spends little and accuses nobody, so two more runs and their share say what would be caught."""
     first = judged(current(1.0), spending=CONFIRMED)
     second = judged(current(1.0, 1.0, 1.0), look=2, spending=CONFIRMED)
     within = WITHIN  # the second look's runs are not there yet
