@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from pytest_gpuperf.errors import GpuperfError
-from pytest_gpuperf.records import Record, Verdict
+from pytest_gpuperf.records import Record, TestRecord, Verdict
 from pytest_gpuperf.report.results import read_results
 
 #: Runs of unchanged code that make the throw-away baseline.
@@ -75,8 +75,13 @@ def _run(suite: Path, device: str, planted: float, *options: str) -> Outcome:
         raise SelftestFailed(f"The selftest measured nothing:\n{done.stdout[-2000:]}{done.stderr[-1000:]}")
     return Outcome(
         planted=planted,
-        verdicts={record.key.test: v for record in read_results(results).tests for v in record.verdicts},
+        verdicts={record.key.test: v for record in _by_name(read_results(results).tests) for v in record.verdicts},
     )
+
+
+def _by_name(records: Sequence[TestRecord]) -> list[TestRecord]:
+    """In an order that does not depend on which test was measured again."""
+    return sorted(records, key=lambda record: record.key.test)
 
 
 def is_proven(outcomes: list[Outcome]) -> bool:
