@@ -50,21 +50,6 @@ class Plan(Record, frozen=True, kw_only=True):
     block_s: float = 0.05
     period_s: float = 0.1
 
-    def within(self, budget_s: float | None) -> "Plan":
-        """The same plan, shortened to fit a budget in seconds."""
-        whole_s = self.warmup_limit_s + self.measure_limit_s
-        if budget_s is None or budget_s >= whole_s:
-            return self
-        share = budget_s / whole_s
-        return msgspec.structs.replace(
-            self,
-            warmup_s=self.warmup_s * share,
-            warmup_limit_s=self.warmup_limit_s * share,
-            measure_s=self.measure_s * share,
-            measure_limit_s=self.measure_limit_s * share,
-            period_s=self.period_s * share,  # or there is no time for two of them
-        )
-
 
 _SUSTAINED = Plan(warmup_s=2.0, warmup_limit_s=3.0, measure_s=3.0, measure_limit_s=4.0, precision=0.005, period_s=1.0)
 _COLD = Plan(warmup_s=0.3, warmup_limit_s=0.6, measure_s=0.7, measure_limit_s=2.0, precision=0.001)
@@ -137,7 +122,6 @@ def measure(
     mode: Mode | None = None,
     clock: ClockName | None = None,
     prefer: Method | None = None,
-    budget_s: float | None = None,
 ) -> Timing:
     """Measure the time of one call.
 
@@ -147,7 +131,6 @@ def measure(
         mode: `None`: cold for calls of 50 µs and more, hot for shorter ones.
         clock: `None`: a CUDA graph for calls under 50 µs that are not measured cold, else events.
         prefer: The baseline's method, kept as long as the call's time is within a factor 4 of the limit.
-        budget_s: Most seconds to spend, warm-up included.
 
     Raises:
         MeasurementError: The call did no work that this clock can see.
@@ -160,7 +143,7 @@ def measure(
             "Does it return a cached result, work on another device, or only define a function?"
         )
     method = choose_method(estimate, stopwatch, mode=mode, clock=clock, prefer=prefer)
-    plan = stopwatch.plans[method.mode].within(budget_s)
+    plan = stopwatch.plans[method.mode]
     if method.mode == "cold":
         batch = min(max(int(0.05 / estimate.device_s), 1), 10)
         return _follow(stopwatch.singles(call, batch), calls=1, method=method, plan=plan, stopwatch=stopwatch)
