@@ -32,6 +32,7 @@ from pytest_gpuperf.records import (
     TestKey,
     TestRecord,
     Verdict,
+    configuration_differences,
 )
 
 #: Sessions of an epoch that are kept: the first ones hold the epoch where it began, so that drift shows.
@@ -138,6 +139,7 @@ def _epoch(run: RunInfo, record: TestRecord, measurement: Measurement, *, reason
         better=measurement.better,
         kind=measurement.kind,
         method=measurement.method,
+        configuration=measurement.configuration,
         sessions=(session,),
         reason=reason,
     )
@@ -164,6 +166,8 @@ def _baseline_run(run_id: str, record: TestRecord, measurement: Measurement) -> 
         sm_clock_mhz=telemetry.sm_clock_mhz if telemetry else None,
         power_w=telemetry.power_w if telemetry else None,
         run_id=run_id,
+        gpu_busy_share=measurement.gpu_busy_share,
+        points=measurement.curve.points if measurement.curve else None,
     )
 
 
@@ -176,6 +180,11 @@ def _appended(file: BaselineFile, run: RunInfo, record: TestRecord, measurement:
         raise UsageError(
             f"{measurement.metric} of {record.key} is now in {new.unit!r} ({new.better} is better; {new.method}), its "
             f"baseline in {old.unit!r} ({old.better} is better; {old.method}). {_how_to_accept(record)}"
+        )
+    if differences := configuration_differences(new.configuration, old.configuration):
+        raise UsageError(
+            f"{measurement.metric} of {record.key} was measured with another configuration than its baseline: "
+            f"{'; '.join(differences)}. {_how_to_accept(record)}"
         )
     here = [session for session in old.sessions if sorted(session.devices) == sorted(record.devices)]
     if any(known.run_id == run.run_id for session in here for known in session.runs):
@@ -290,7 +299,8 @@ def _refusal(record: TestRecord, verdict: Verdict, reason: str | None) -> str | 
 
 def _needs_reason(verdict: Verdict) -> bool:
     if verdict.status == "INCONCLUSIVE":  # recorded, slowdowns too small to be sure of would become the usual noise
-        return verdict.change is not None and verdict.change > verdict.tolerance
+        is_gated = not verdict.is_host_limited  # what the host does to such a metric is its usual noise
+        return is_gated and verdict.change is not None and verdict.change > verdict.tolerance
     return verdict.status in ("REGRESSED", "IMPROVED", "INCOMPARABLE")
 
 

@@ -38,6 +38,7 @@ from pytest_gpuperf.records import (
     Session,
     Status,
     Verdict,
+    configuration_differences,
 )
 from pytest_gpuperf.stats import Prediction, SessionLogs, predict, t_probability, t_quantile, variance_components
 from pytest_gpuperf.units import Better, format_percent, format_value
@@ -214,6 +215,8 @@ def _answer(
 
 def is_settled(verdict: Verdict, look: int) -> bool:
     """Whether more runs would not change a verdict: a REGRESSED from the first run alone is a suspicion."""
+    if verdict.is_host_limited:
+        return True
     if verdict.status == "REGRESSED":
         return look > 1
     return verdict.status != "INCONCLUSIVE"
@@ -286,6 +289,7 @@ def _other_identity(measurements: Sequence[Measurement], baseline: MetricBaselin
             differences.append(f"{run.better} is better, baseline {baseline.better}")
         if run.method != baseline.method:
             differences.append(f"method {run.method}, baseline {baseline.method}")
+        differences += configuration_differences(run.configuration, baseline.configuration)
     return tuple(dict.fromkeys(differences))
 
 

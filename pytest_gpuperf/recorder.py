@@ -4,13 +4,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
+from statistics import geometric_mean
 from types import TracebackType
+
+from msgspec.structs import replace
 
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import MeasurementError, UsageError
+from pytest_gpuperf.hostlimit import is_host_limited
 from pytest_gpuperf.monitor import Monitor
 from pytest_gpuperf.nvml import Nvml
-from pytest_gpuperf.records import ClockName, Kind, Measurement, Method, Mode, Record, Telemetry
+from pytest_gpuperf.records import ClockName, Curve, Kind, Measurement, Method, Mode, Record, Telemetry
 from pytest_gpuperf.timing import Stopwatch, Timing, measure
 from pytest_gpuperf.units import Better, direction, format_percent, format_value, parse_tolerance, to_base
 from pytest_gpuperf.workloads import Workload
@@ -89,7 +93,23 @@ class Recorder:
         self._preferred = preferred
         self._tolerance = tolerance
         self._mode = mode
+        self._configuration: dict[str, str] | None = None
         self._is_closed = False
+
+    def configure(self, configuration: Mapping[str, object] | None) -> None:
+        """Say what is measured from now on: settings that make two results incomparable where they differ.
+
+        Args:
+            configuration: Name -> value, such as `{"model": "llama-3-8b", "max_num_seqs": 256}`; kept as text. `None`
+                ends it.
+
+        Raises:
+            UsageError: A name or a value is empty.
+        """
+        given = {str(name): str(value) for name, value in (configuration or {}).items()}
+        if empty := [name for name, value in given.items() if not (name.strip() and value.strip())]:
+            raise UsageError(f"The configuration has no value for {empty[0]!r}. Leave the name out, or say 'none'.")
+        self._configuration = given or None
 
     def benchmark(
         self,
@@ -124,9 +144,10 @@ class Recorder:
                 clock=clock,
                 prefer=self._preferred.get(metric),
             )
-        return self._add(_measurement(metric, timing, work, self.devices[0], allowed, monitor.telemetry))
+        found = _measurement(metric, timing, work, self.devices[0], allowed, monitor.telemetry)
+        return self._add(replace(found, configuration=self._configuration))
 
-    def record(
+    def record(  # noqa: PLR0913 - all but the first two are keywords
         self,
         metric: str,
         value: float,
@@ -135,6 +156,7 @@ class Recorder:
         better: Better | None = None,
         contradicts_unit: bool = False,
         tolerance: object = None,
+        gpu_busy_share: float | None = None,
     ) -> Measurement:
         """Record an end-to-end metric that the test measured itself, with the telemetry of the last region that ended.
 
@@ -145,32 +167,84 @@ class Recorder:
             better: Needed where the unit does not say whether more or less is better.
             contradicts_unit: Needed for a direction against the unit's own.
             tolerance: Largest slowdown accepted: `0.05` or `"5%"`.
+            gpu_busy_share: Part of the time in which a kernel ran, 0 to 1. Below 0.9 the host was the limit: the
+                verdict says so, and gates nothing that was so in the baseline too.
 
         Raises:
             UsageError: A wrong argument, or the metric was recorded before.
         """
+        self._check_new(metric, unit)
+        share = None if gpu_busy_share is None else _share(metric, gpu_busy_share)
+        value_base, unit_base = _in_base(metric, value, unit)
+        return self._add(
+            Measurement(
+                metric=metric,
+                value=value_base,
+                unit=unit_base,
+                better=direction(unit, better=better, contradicts_unit=contradicts_unit),
+                kind="host" if is_host_limited(share) else "end-to-end",
+                method=Method(clock="wall", mode="recorded"),
+                tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
+                telemetry=self._of_last_region,
+                configuration=self._configuration,
+                gpu_busy_share=share,
+            )
+        )
+
+    def record_curve(  # noqa: PLR0913 - all but the first two are keywords
+        self,
+        metric: str,
+        points: Mapping[int, float],
+        *,
+        unit: str,
+        x: str,
+        end: str | None = None,
+        better: Better | None = None,
+        tolerance: object = None,
+    ) -> Measurement:
+        """Record a metric at several sizes: one curve, one verdict.
+
+        Args:
+            metric: Its name, unique within the test.
+            points: Size, a whole number above zero -> a finite number above zero, in `unit`.
+            unit: See `record`.
+            x: What the sizes are of, such as `batch size`.
+            end: Why there is no larger size, such as `out of memory at 256`; `None` where all ran.
+            better: See `record`.
+            tolerance: See `record`.
+
+        Raises:
+            UsageError: A wrong argument, no point, or the metric was recorded before.
+
+        >>> perf.record_curve("throughput", {1: 590, 8: 4193}, unit="tok/s", x="batch size")  # doctest: +SKIP
+        """
+        self._check_new(metric, unit)
+        if not points:
+            raise UsageError(f"The curve {metric!r} has no point{f': {end}' if end else ''}.")
+        if wrong := [size for size in points if isinstance(size, bool) or not isinstance(size, int) or size <= 0]:
+            raise UsageError(f"{x} {wrong[0]!r} of {metric} is not a whole number above zero.")
+        based = {size: _in_base(f"{metric} at {x} {size}", value, unit) for size, value in sorted(points.items())}
+        values = {str(size): value for size, (value, _) in based.items()}
+        return self._add(
+            Measurement(
+                metric=metric,
+                value=geometric_mean(values.values()),
+                unit=to_base(1.0, unit)[1],
+                better=direction(unit, better=better),
+                kind="end-to-end",
+                method=Method(clock="wall", mode="curve"),
+                tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
+                telemetry=self._of_last_region,
+                configuration=self._configuration,
+                curve=Curve(x=x, points=values, end=end),
+            )
+        )
+
+    def _check_new(self, metric: str, unit: object) -> None:
         _check_name(metric)
         self._refuse_second(metric)
         if not isinstance(unit, str) or not unit.strip():
             raise UsageError(f"unit={unit!r} of {metric} is not a unit. Write 'tok/s', 'ms', '%', ...")
-        number = _number(value)
-        if number is None:
-            raise UsageError(f"{metric} = {value!r} is not a finite number above zero, so it cannot be judged.")
-        base_value, base_unit = to_base(number, unit)
-        if not (math.isfinite(base_value) and base_value > 0):
-            raise UsageError(f"{metric} = {value!r} {unit} is not a finite number above zero in {base_unit}.")
-        return self._add(
-            Measurement(
-                metric=metric,
-                value=base_value,
-                unit=base_unit,
-                better=direction(unit, better=better, contradicts_unit=contradicts_unit),
-                kind="end-to-end",
-                method=Method(clock="wall", mode="recorded"),
-                tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
-                telemetry=self._of_last_region,
-            )
-        )
 
     @contextmanager
     def region(self, name: str = "region") -> Iterator[Region]:
@@ -209,6 +283,24 @@ class Recorder:
             )
         self.measurements.append(measurement)
         return measurement
+
+
+def _in_base(metric: str, value: object, unit: str) -> tuple[float, str]:
+    """The value in its base unit, and that unit."""
+    number = _number(value)
+    if number is None:
+        raise UsageError(f"{metric} = {value!r} is not a finite number above zero, so it cannot be judged.")
+    base_value, base_unit = to_base(number, unit)
+    if not (math.isfinite(base_value) and base_value > 0):
+        raise UsageError(f"{metric} = {value!r} {unit} is not a finite number above zero in {base_unit}.")
+    return base_value, base_unit
+
+
+def _share(metric: str, gpu_busy_share: object) -> float:
+    number = 0.0 if gpu_busy_share == 0 else _number(gpu_busy_share)
+    if number is None or number > 1:
+        raise UsageError(f"gpu_busy_share={gpu_busy_share!r} of {metric} is not a share from 0 to 1.")
+    return number
 
 
 def _check_name(metric: object) -> None:

@@ -12,7 +12,7 @@ from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.units import Better, format_percent, format_value, to_base
 
 ClockName = Literal["cuda-events", "cuda-graph", "wall"]
-Mode = Literal["sustained", "cold", "hot", "recorded"]
+Mode = Literal["sustained", "cold", "hot", "recorded", "curve"]
 Kind = Literal["compute", "memory", "transfer", "host", "end-to-end"]
 Status = Literal["PASS", "REGRESSED", "IMPROVED", "INCONCLUSIVE", "INVALID", "INCOMPARABLE", "NEW"]
 
@@ -30,7 +30,8 @@ class Method(Record, frozen=True, kw_only=True):
     Attributes:
         clock: `cuda-events`, `cuda-graph` (many calls replayed as one graph) or `wall`.
         mode: `sustained` (total time over total calls once the clock has settled), `cold` (median of single calls
-            with the caches flushed), `hot` (back-to-back calls, short), `recorded` (the test's own number).
+            with the caches flushed), `hot` (back-to-back calls, short), `recorded` (the test's own number), `curve`
+            (the test's own numbers at several sizes, judged together).
     """
 
     clock: ClockName
@@ -86,6 +87,20 @@ class Environment(Record, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
 
 
+class Curve(Record, frozen=True, kw_only=True):
+    """A metric at several sizes.
+
+    Attributes:
+        x: What the sizes are of, such as `batch size`.
+        points: Size, a whole number as text, because JSON's keys are text -> value in the metric's unit.
+        end: Why there is no larger size, such as `out of memory at 256`; `None` where all that were asked for ran.
+    """
+
+    x: str
+    points: dict[str, float]
+    end: str | None = None
+
+
 class Measurement(Record, frozen=True, kw_only=True):
     """One metric of one test in one run.
 
@@ -106,6 +121,9 @@ class Measurement(Record, frozen=True, kw_only=True):
         spread: Half the 95 % interval of the value within this run, as a fraction of it.
         unstable: Why the value had not settled when time ran out.
         telemetry: What the GPU did meanwhile.
+        configuration: What else the value belongs to, such as model and batch size: part of the metric's identity.
+        gpu_busy_share: Part of the measured time in which a kernel ran, 0 to 1.
+        curve: Values at several sizes, of which `value` is the geometric mean.
     """
 
     metric: str
@@ -125,6 +143,9 @@ class Measurement(Record, frozen=True, kw_only=True):
     spread: float | None = None
     unstable: str | None = None
     telemetry: Telemetry | None = None
+    configuration: dict[str, str] | None = None
+    gpu_busy_share: float | None = None
+    curve: Curve | None = None
 
     @property
     def time_s(self) -> float | None:
@@ -190,6 +211,20 @@ class Measurement(Record, frozen=True, kw_only=True):
         )
 
 
+def configuration_differences(now: dict[str, str] | None, then: dict[str, str] | None) -> tuple[str, ...]:
+    """Say what differs. What one side does not name is not known there, as with a new version's new setting.
+
+    >>> configuration_differences({"model": "gpt2", "dtype": "float16"}, {"dtype": "bfloat16"})
+    ('dtype float16, baseline bfloat16',)
+    """
+    ours, theirs = now or {}, then or {}
+    return tuple(
+        f"{name} {ours[name]}, baseline {theirs[name]}"
+        for name in sorted(ours.keys() & theirs.keys())
+        if ours[name] != theirs[name]
+    )
+
+
 class Verdict(Record, frozen=True, kw_only=True):
     """What the judge says of one metric.
 
@@ -210,6 +245,8 @@ class Verdict(Record, frozen=True, kw_only=True):
         runs: Runs judged.
         is_provisional: Fewer than five sessions: the prior of the metric's kind decides.
         is_low_power: Passed only because the noise is too large for anything stronger.
+        is_host_limited: The host set the pace, now and in the baseline: nothing is gated by it.
+        remark: What else is to be read beside the value, whatever the status.
     """
 
     status: Status
@@ -228,6 +265,8 @@ class Verdict(Record, frozen=True, kw_only=True):
     runs: int = 1
     is_provisional: bool = False
     is_low_power: bool = False
+    is_host_limited: bool = False
+    remark: str | None = None
 
 
 class TestKey(Record, frozen=True, kw_only=True):
@@ -251,6 +290,8 @@ class BaselineRun(Record, frozen=True, kw_only=True):
         sm_clock_mhz: Mean SM clock while it was measured.
         power_w: Mean power while it was measured.
         run_id: See `RunInfo.run_id`: a run is recorded once.
+        gpu_busy_share: See `Measurement`.
+        points: See `Curve.points`.
     """
 
     value: float
@@ -258,6 +299,8 @@ class BaselineRun(Record, frozen=True, kw_only=True):
     sm_clock_mhz: float | None = None
     power_w: float | None = None
     run_id: str | None = None
+    gpu_busy_share: float | None = None
+    points: dict[str, float] | None = None
 
 
 class Session(Record, frozen=True, kw_only=True):
@@ -288,6 +331,7 @@ class MetricBaseline(Record, frozen=True, kw_only=True):
         better: Direction.
         kind: See `Measurement.kind`.
         method: How every value here was measured.
+        configuration: See `Measurement`.
         sessions: At least one.
         reason: Why this epoch began: what was said on accepting it; `None` for the first.
     """
@@ -297,6 +341,7 @@ class MetricBaseline(Record, frozen=True, kw_only=True):
     kind: Kind
     method: Method
     sessions: tuple[Session, ...]
+    configuration: dict[str, str] | None = None
     reason: str | None = None
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -10,8 +11,10 @@ from msgspec.structs import replace
 from pytest_gpuperf.anchors import MODULE, AnchorVerdict, best_covariate, check_anchors, is_wanted, judge_anchors
 from pytest_gpuperf.baseline_file import baseline_path, read
 from pytest_gpuperf.covariate import Adjusted
+from pytest_gpuperf.curves import judge_curve
 from pytest_gpuperf.devices import Device, slug
 from pytest_gpuperf.environment import visit_id
+from pytest_gpuperf.hostlimit import limited
 from pytest_gpuperf.judge import ALPHA, CONFIRMED, LOOKS, ONCE, alpha_of, is_settled, judge
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.monitor import health
@@ -215,10 +218,18 @@ class Run:
                 return self._regression(record, verdict)
         failing = [v for v in record.verdicts if self.consequence(v) == "fail"]
         if not failing:
-            return None
+            return self._shortfall(record)
         rows = [f"{record.key.test} on {record.environment.hardware.name}:"]
         rows += [f"  {v.metric} {_name(v)}: {v.reason}" for v in failing[:8]]
         return "\n".join(rows)
+
+    def _shortfall(self, record: TestRecord) -> str | None:
+        """What is worse than everything published, where the options say that this fails."""
+        if self.settings.expectations != "fail":
+            return None
+        from pytest_gpuperf.analysis.expectations import shortfall as published_shortfall
+
+        return published_shortfall(record)
 
     def consequence(self, verdict: Verdict) -> Policy:
         """What a verdict that is no regression does to its test."""
@@ -227,6 +238,8 @@ class Run:
         match verdict.status:
             case "NEW" | "INCOMPARABLE":
                 return "pass" if is_recording else settings.missing
+            case "INCONCLUSIVE" | "PASS" if verdict.is_host_limited:  # gates nothing, not even under strict
+                return "pass"
             case "INCONCLUSIVE":
                 return settings.inconclusive
             case "INVALID":
@@ -270,27 +283,37 @@ def judge_one(  # noqa: PLR0913 - what judge.judge needs besides the record
     """
     baseline = file.tests.get(record.key.test, {}).get(metric) if file else None
     runs = record.runs_of(metric)
-    usual = _usual_clock_mhz(runs[0], baseline)
-    reasons = [health(run.telemetry, usual_clock_mhz=usual) for run in runs if run.telemetry]
-    reasons.append(anchors.reason if anchors else None)
     adjusted = None
-    if anchors and baseline and baseline.unit == runs[0].unit:
+    if anchors and baseline and baseline.unit == runs[0].unit and not runs[0].curve:
         adjusted = best_covariate(baseline, runs[0].value, anchors.records, anchor_file)
-    verdict = judge(
-        [replace(run, value=run.value * adjusted.factor) for run in runs] if adjusted else runs,
-        adjusted.baseline if adjusted else baseline,
+
+    compared = partial(
+        judge,
         environments=file.environments if file else {},
         environment=record.environment,
         devices=record.devices,
         visit=visit,
         is_cpu=record.environment.hardware.memory_bytes is None,
-        health=next((reason for reason in reasons if reason), None),
+        health=_health(runs, baseline, anchors),
         look=look,
         spending=spending,
-        alpha=alpha,
         priors=priors,
     )
-    return _uncorrected(verdict, adjusted) if adjusted else verdict
+    if runs[0].curve:
+        verdict = judge_curve(runs, baseline, lambda ours, then, share: compared(ours, then, alpha=alpha * share))
+    elif adjusted:
+        corrected = [replace(run, value=run.value * adjusted.factor) for run in runs]
+        verdict = _uncorrected(compared(corrected, adjusted.baseline, alpha=alpha), adjusted)
+    else:
+        verdict = compared(runs, baseline, alpha=alpha)
+    return limited(verdict, runs, baseline)
+
+
+def _health(runs: Sequence[Measurement], baseline: MetricBaseline | None, anchors: AnchorVerdict | None) -> str | None:
+    """Why the devices cannot be trusted: what one of the runs says, or else the anchors."""
+    usual = _usual_clock_mhz(runs[0], baseline)
+    reasons = [health(run.telemetry, usual_clock_mhz=usual) for run in runs if run.telemetry]
+    return next((reason for reason in (*reasons, anchors.reason if anchors else None) if reason), None)
 
 
 def _uncorrected(verdict: Verdict, adjusted: Adjusted) -> Verdict:
@@ -360,7 +383,7 @@ def _name(verdict: Verdict) -> str:
 
 def _usual_clock_mhz(measurement: Measurement, baseline: MetricBaseline | None) -> float | None:
     """Mean SM clock of the baseline's runs; a test's own number may be of a region where the GPU idled."""
-    if measurement.method.mode == "recorded":
+    if measurement.method.mode in ("recorded", "curve"):
         return None
     sessions = baseline.sessions if baseline else ()
     clocks = [run.sm_clock_mhz for session in sessions for run in session.runs if run.sm_clock_mhz is not None]

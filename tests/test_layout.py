@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_gpuperf"
 HEAVY = ("torch", "pynvml", "numpy", "rich", "typer", "filelock", "matplotlib", "vllm")
 
-#: Lines of code of the flat modules together: 5,310 when this was written, with confirmation, priors and anchors.
-CORE_CEILING = 5600
+#: Lines of code of the flat modules together: 5,720 when this was written, with confirmation, priors, anchors, curves.
+CORE_CEILING = 6000
 LONGEST_FUNCTION = 40
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

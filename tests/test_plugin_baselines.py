@@ -389,3 +389,20 @@ def test_results_name_every_test_that_had_its_turn(pytester: pytest.Pytester) ->
 
     assert end is not None
     assert end.tests == ("test_suite.py::test_kernel", "test_suite.py::test_plain", "test_suite.py::test_skipped")
+
+
+CONFIGURED = """
+def test_serve(perf):
+    perf.configure({"model": os.environ["MODEL"], "dtype": "bfloat16"})
+    perf.record("throughput", 1000.0, unit="tok/s")
+"""
+
+
+def test_another_configuration_is_not_compared_and_named(pytester: pytest.Pytester) -> None:
+    def of(model: str) -> Suite:
+        return Suite(files={"test_suite.py": CONFIGURED}, environment={"MODEL": model})
+
+    of("gpt2").record(pytester)
+    assert of("gpt2").run(pytester).ret == pytest.ExitCode.OK
+    result = of("tiny").run(pytester)
+    result.stdout.fnmatch_lines(["INCOMPARABLE test_serve throughput: Not comparable: model tiny, baseline gpt2."])

@@ -484,3 +484,64 @@ def test_a_traceback_of_the_package_alone_is_left_out_as_a_whole(tmp_path: Path)
     source = "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    caught = error\n"
     exec(compile(source, str(tmp_path / "plugin.py"), "exec"), namespace)  # noqa: S102 - as above
     assert without_frames_of(namespace["caught"], str(tmp_path)) is None
+
+
+# Configuration, busy share, curves
+
+
+def test_configuration_is_part_of_what_is_recorded_from_then_on() -> None:
+    found = recorder()
+    found.record("before", 1.0, unit="s")
+    found.configure({"model": "gpt2", "max_num_seqs": 256})
+    found.record("after", 1.0, unit="s")
+    found.benchmark(lambda: 1e-3, work=Work(mode="cold"))
+    found.configure(None)
+    found.record("last", 1.0, unit="s")
+    known = {"model": "gpt2", "max_num_seqs": "256"}
+    assert [m.configuration for m in found.measurements] == [None, known, known, None]
+
+
+def test_configuration_without_a_value_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"The configuration has no value for 'model'. Leave the name out"):
+        recorder().configure({"model": " "})
+
+
+def test_share_below_nine_tenths_makes_a_metric_the_hosts() -> None:
+    found = recorder()
+    assert found.record("a", 1.0, unit="s", gpu_busy_share=0.5).kind == "host"
+    assert found.record("b", 1.0, unit="s", gpu_busy_share=0.95).kind == "end-to-end"
+    assert found.record("c", 1.0, unit="s").gpu_busy_share is None
+    assert found.record("d", 1.0, unit="s", gpu_busy_share=0.0).gpu_busy_share == 0.0
+
+
+@pytest.mark.parametrize("share", [1.2, -0.1, math.nan, "half", True])
+def test_what_is_no_share_is_refused(share: Any) -> None:
+    with pytest.raises(UsageError, match="is not a share from 0 to 1"):
+        recorder().record("a", 1.0, unit="s", gpu_busy_share=share)
+
+
+def test_curve_keeps_its_points_in_the_base_unit_and_their_geometric_mean() -> None:
+    measurement = recorder().record_curve(
+        "latency", {4: 40.0, 1: 10.0}, unit="ms", x="batch size", end="out of memory at 8"
+    )
+    assert measurement.curve is not None
+    assert measurement.curve.points == {"1": pytest.approx(0.01), "4": pytest.approx(0.04)}
+    assert measurement.value == pytest.approx(0.02)
+    assert (measurement.unit, measurement.better) == ("s", "lower")
+    assert measurement.curve.end == "out of memory at 8"
+    assert measurement.method == Method(clock="wall", mode="curve")
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ({}, "The curve 'rate' has no point: out of memory at 1."),
+        ({0: 1.0}, "batch size 0 of rate is not a whole number above zero."),
+        ({1.5: 1.0}, "batch size 1.5 of rate is not a whole number above zero."),
+        ({4: 0.0}, "rate at batch size 4 = 0.0 is not a finite number above zero, so it cannot be judged."),
+    ],
+)
+def test_curve_that_is_none_is_refused(points: Any, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        recorder().record_curve("rate", points, unit="tok/s", x="batch size", end="out of memory at 1")
+    assert str(error.value) == message

@@ -12,6 +12,7 @@ from pytest_gpuperf.records import (
     SCHEMA,
     BaselineFile,
     BaselineRun,
+    Curve,
     Environment,
     Hardware,
     Kind,
@@ -62,7 +63,10 @@ MEASUREMENT = Measurement(
     spread=0.002,
     unstable="still drifting by 1.2 % after 3.0 s of warm-up",
     telemetry=TELEMETRY,
+    configuration={"model": "gpt2"},
+    gpu_busy_share=0.97,
 )
+CURVE = Curve(x="batch size", points={"1": 590.0, "8": 4193.0}, end="out of memory at 16")
 VERDICT = Verdict(status="PASS", metric="throughput", reason="Fine.", tolerance=0.03, change=-0.001, sessions=5)
 KEY = TestKey(module="perf_tests/test_matmul.py", test="test_matmul[8192-bfloat16]")
 RUN = RunInfo(schema=SCHEMA, run_id="0123456789ab", date="2026-11-21T00:00:00+00:00", visit="v", commit="abc-dirty")
@@ -89,7 +93,7 @@ FILE = BaselineFile(
     schema=SCHEMA, module=KEY.module, environments={"e": ENVIRONMENT}, tests={KEY.test: {"throughput": BASELINE}}
 )
 EVERY_RECORD: tuple[Record, ...] = (
-    *(METHOD, HARDWARE, ENVIRONMENT, TELEMETRY, MEASUREMENT, VERDICT, KEY, RUN, RERUN, TEST, END),
+    *(METHOD, HARDWARE, ENVIRONMENT, TELEMETRY, CURVE, MEASUREMENT, VERDICT, KEY, RUN, RERUN, TEST, END),
     *(BASELINE_RUN, SESSION, BASELINE, FILE),
 )
 

@@ -1,5 +1,7 @@
 """Two results files against each other: A is taken as a baseline of one session, and B is judged against it."""
 
+import re
+from collections.abc import Sequence
 from statistics import geometric_mean
 from typing import Literal
 
@@ -45,6 +47,8 @@ class Compared(Record, frozen=True, kw_only=True):
         outcome: In a word.
         verdict: Of the judge, with the interval; `None` for a ratio.
         ratio: How much better B is, in terms of time: 2 is twice as fast.
+        sizes: Of a curve: what its sizes are of, such as `batch size`; `None` for a single value.
+        ratios: Of a curve: size -> `ratio` there, for the sizes of both.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Compared(Record, frozen=True, kw_only=True):
     outcome: Outcome
     verdict: Verdict | None
     ratio: float
+    sizes: str | None = None
+    ratios: dict[str, float] = {}
 
 
 class Comparison(Record, frozen=True, kw_only=True):
@@ -65,6 +71,8 @@ class Comparison(Record, frozen=True, kw_only=True):
         only_b: Tests and metrics in B alone.
         hardware: A's and B's, where they differ.
         versions: What else differs, such as `torch 2.10.0 -> 2.11.0`.
+        configuration: What was set differently, such as `max_num_seqs 256 -> 1024`; the values are compared all the
+            same.
     """
 
     rows: tuple[Compared, ...]
@@ -72,6 +80,7 @@ class Comparison(Record, frozen=True, kw_only=True):
     only_b: tuple[str, ...]
     hardware: tuple[str, ...]
     versions: tuple[str, ...]
+    configuration: tuple[str, ...] = ()
 
     @property
     def has_worse(self) -> bool:
@@ -84,7 +93,37 @@ class Comparison(Record, frozen=True, kw_only=True):
         return bool(self.rows) and not {row.outcome for row in self.rows} & {"undecided", "invalid", "not comparable"}
 
 
-def compare(a: Results, b: Results, *, across: bool = False) -> Comparison:
+class Pair(Record, frozen=True, kw_only=True):
+    """Tests to set side by side: those with `a` among their parameters in A, and with `b` in its place in B."""
+
+    a: str
+    b: str
+
+    @classmethod
+    def from_text(cls, text: str) -> "Pair":
+        """Read `llama-3-8b=qwen2.5-7b`.
+
+        Raises:
+            UsageError: It is not two different texts with `=` between them.
+        """
+        a, _, b = (part.strip() for part in text.partition("="))
+        if not a or not b or a == b:
+            raise UsageError(f"--pair {text!r} is not a pair. Write what A has, =, and what B has in its place.")
+        return cls(a=a, b=b)
+
+    def renamed(self, test: str) -> str | None:
+        """The name of the counterpart in B; `None` if `a` is not among the test's parameters."""
+        return _substituted(test, self.a, self.b)
+
+
+def _substituted(test: str, old: str, new: str) -> str | None:
+    """The test with another parameter; as a whole, so that `llama-3-8b` is not in `llama-3-8b.2`."""
+    function, _, parameters = test.partition("[")
+    changed, count = re.subn(rf"(?<![\w.]){re.escape(old)}(?![\w.])", lambda _: new, parameters)
+    return f"{function}[{changed}" if count else None
+
+
+def compare(a: Results, b: Results, *, across: bool = False, pairs: Sequence[Pair] = ()) -> Comparison:
     """Compare two runs.
 
     Each interval is that of a verdict (see `judge.judge`) against a baseline of one session. It includes the noise
@@ -95,14 +134,17 @@ def compare(a: Results, b: Results, *, across: bool = False) -> Comparison:
         a: What to compare with. Of a test that is in it more than once, the last counts, as in B.
         b: What to compare.
         across: Say how much better B is, and nothing else, whatever the two ran on.
+        pairs: Compare these tests alone, which may be of one run.
 
     Raises:
-        UsageError: Both are the same run.
+        UsageError: Both are the same run, or nothing is to be paired.
     """
-    if a.run.run_id == b.run.run_id:
+    if a.run.run_id == b.run.run_id and not pairs:
         raise UsageError(f"A and B are the same run, {a.run.run_id}. Keep the results of each run with --gpuperf-json.")
+    a, b = _paired(a, b, pairs) if pairs else (a, b)
     ours, theirs = _by_name(a), _by_name(b)
     environments = [(a_one.environment, b_one.environment) for a_one, b_one in _pairs(a, b)]
+    both = [(ours[name], found) for name, found in theirs.items() if name in ours]
     return Comparison(
         rows=tuple(
             _ratio(name, ours[name], theirs[name]) if across else _judged(name, ours[name], theirs[name], (a, b))
@@ -117,6 +159,7 @@ def compare(a: Results, b: Results, *, across: bool = False) -> Comparison:
                 text for then, now in environments for text in version_differences(now.versions, then.versions)
             )
         ),
+        configuration=tuple(dict.fromkeys(text for then, now in both for text in _configuration(then, now))),
     )
 
 
@@ -134,10 +177,47 @@ class _Found(Record, frozen=True, kw_only=True):
         return geometric_mean(run.value for run in self.fresh)
 
     @property
+    def points(self) -> dict[str, float]:
+        """Of a curve: size -> value; empty for a single value."""
+        curves = [run.curve for run in self.fresh if run.curve]
+        sizes = list(curves[0].points) if curves else []
+        return {size: geometric_mean(one.points[size] for one in curves if size in one.points) for size in sizes}
+
+    @property
+    def sizes(self) -> str | None:
+        """Of a curve: what its sizes are of."""
+        curve = self.fresh[0].curve
+        return curve.x if curve else None
+
+    @property
     def illness(self) -> str | None:
         """Why the device was unwell in one of the runs."""
         found = (health(run.telemetry) for run in self.fresh if run.telemetry)
         return next((text for text in found if text), None)
+
+
+def _paired(a: Results, b: Results, pairs: Sequence[Pair]) -> tuple[Results, Results]:
+    """A's tests under the names of their counterparts, and what B has of these or would have for others."""
+    renamed = []
+    for record in a.tests:
+        names = [name for pair in pairs if (name := pair.renamed(record.key.test))]
+        renamed += [replace(record, key=replace(record.key, test=name)) for name in names]
+    for pair in pairs:
+        if not any(pair.renamed(record.key.test) for record in a.tests):
+            known = ", ".join(dict.fromkeys(record.key.test for record in a.tests)) or "none"
+            raise UsageError(f"--pair {pair.a}={pair.b}: no test of A has {pair.a!r} as a parameter. Its tests: {known}.")
+    counterparts = [one for one in b.tests if any(_substituted(one.key.test, pair.b, pair.a) for pair in pairs)]
+    return replace(a, tests=tuple(renamed)), replace(b, tests=tuple(counterparts))
+
+
+def _configuration(a: _Found, b: _Found) -> list[str]:
+    """`max_num_seqs 256 -> 1024`; what one side alone has is `-` on the other."""
+    then, now = a.fresh[0].configuration or {}, b.fresh[0].configuration or {}
+    if not then or not now:
+        return []  # not known, rather than different
+    names = sorted(then.keys() | now.keys())
+    pairs = [(name, then.get(name, "-"), now.get(name, "-")) for name in names]
+    return [f"{name} {before} -> {after}" for name, before, after in pairs if before != after]
 
 
 def _by_name(results: Results) -> dict[str, _Found]:
@@ -195,9 +275,20 @@ def _ratio(name: str, a: _Found, b: _Found) -> Compared:
 
 
 def _compared(name: str, a: _Found, b: _Found, *, outcome: Outcome, verdict: Verdict | None) -> Compared:
-    ratio = a.value / b.value if b.fresh[0].better == "lower" else b.value / a.value
+    before, after = a.values, b.values
+    common = [size for size in before if size in after]
+    mean_before, mean_after = (geometric_mean(one[size] for size in common) if common else found.value for one, found in ((before, a), (after, b)))
+    is_time = b.fresh[0].better == "lower"
     return Compared(
-        name=name, unit=b.fresh[0].unit, a=a.value, b=b.value, outcome=outcome, verdict=verdict, ratio=ratio
+        name=name,
+        unit=b.fresh[0].unit,
+        a=mean_before,
+        b=mean_after,
+        outcome=outcome,
+        verdict=verdict,
+        ratio=mean_before / mean_after if is_time else mean_after / mean_before,
+        sizes=b.sizes,
+        ratios={size: before[size] / after[size] if is_time else after[size] / before[size] for size in common},
     )
 
 
@@ -208,6 +299,8 @@ def _as_baseline(found: _Found, results: Results) -> MetricBaseline:
             value=run.value,
             spread=run.spread,
             sm_clock_mhz=run.telemetry.sm_clock_mhz if run.telemetry else None,
+            gpu_busy_share=run.gpu_busy_share,
+            points=run.curve.points if run.curve else None,
         )
         for run in found.fresh
     )
@@ -258,12 +351,16 @@ def compare_lines(found: Comparison, names: tuple[str, str], *, width: int = 80)
     lines += [Line(text=f"Hardware: {text}", colour="yellow") for text in found.hardware]
     if found.versions:
         lines.append(Line(text=f"Versions: {'; '.join(found.versions)}", colour="yellow"))
+    if found.configuration:
+        lines.append(Line(text=f"Configuration: {'; '.join(found.configuration)}", colour="yellow"))
     for row in found.rows:
         lines += _row_lines(row, width)
     for side, only in (("A", found.only_a), ("B", found.only_b)):
         lines += [Line(text=f"only in {side}: {name}", colour="yellow") for name in only]
     if any(row.outcome == "undecided" for row in found.rows):
         lines.append(Line(text="Undecided: one run each says little. In pairs on one GPU:  gpuperf ab BASE HEAD"))
+    if found.hardware and any(row.outcome == "not comparable" for row in found.rows):
+        lines.append(Line(text="How many times as good B is, whatever each ran on:  gpuperf compare --across A B"))
     if not found.rows:
         lines.append(Line(text="No metric is in both files.", colour="yellow"))
     return lines

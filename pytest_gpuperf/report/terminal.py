@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -88,12 +89,14 @@ def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
                     label = ""
                 shown = _shown(by_metric[verdict.metric], verdict, record)
                 lines.append(_verdict_row(label, name_width, shown, verdict))
+                lines += [Line(text=f"  {text}") for text in textwrap.wrap(verdict.remark or "", width - 2)]
     return lines
 
 
 def _shown(measurement: Measurement, verdict: Verdict, record: TestRecord) -> Measurement:
     """The measurement with the value that the verdict is about: the mean of the fresh processes, if there are any."""
-    return measurement if verdict.value is None or not record.more else replace(measurement, value=verdict.value)
+    is_other = record.more or measurement.curve  # a curve is compared at the sizes that the baseline has too
+    return replace(measurement, value=verdict.value) if verdict.value is not None and is_other else measurement
 
 
 def _label(record: TestRecord, metric: str) -> str:
@@ -126,6 +129,8 @@ def _verdict_row(label: str, name_width: int, measurement: Measurement, verdict:
 
 
 def _status(verdict: Verdict) -> str:
+    if verdict.is_host_limited:
+        return f"{verdict.status} host"
     return verdict.status + (" low power" if verdict.is_low_power else "")
 
 
@@ -185,6 +190,8 @@ def regression_message(
         rows.append(
             f"  also {slower}: " + "; ".join(f"{v.metric} by {format_percent(v.change or 0.0)}" for v in others)
         )
+    if verdict.remark:
+        rows.append(f"  {verdict.remark}")
     if measurement.unstable:
         rows.append(f"  unstable: {measurement.unstable}")
     rows.append(f"  accept it: {accept} --reason WHY {shlex.quote(str(record.key))}")
