@@ -22,6 +22,9 @@ Call = Callable[[], object]
 
 #: Shorter calls are replayed as a CUDA graph: below this the host's launch rate is what events would measure.
 GRAPH_BELOW_S = 50e-6
+#: Calls in a graph, whatever their time: an H100 takes 1.00 µs for an add in a graph of 200 and 1.17 µs in one of 400
+#: to 2000 (benchmarks/RESULTS.md), so a length that followed the host's launch rate would be measured with it.
+GRAPH_CALLS = 200
 #: A baseline's clock is kept as long as the call is within this factor of the limit, so that a kernel of 49 to 51 µs
 #: does not change its method, and with it its identity, from run to run.
 KEEP_CLOCK_FACTOR = 4.0
@@ -149,7 +152,7 @@ def measure(
         return _follow(stopwatch.singles(call, batch), calls=1, method=method, plan=plan, stopwatch=stopwatch)
     call_s, calls_per_replay, replay = estimate.device_s, 1, call
     if method.clock == "cuda-graph":
-        calls_per_replay = min(max(int(2e-3 / call_s), 10), 2000)
+        calls_per_replay = GRAPH_CALLS
         captured = stopwatch.graph(call, calls_per_replay)
         if captured is None and clock == "cuda-graph":
             raise MeasurementError("The callable cannot be captured in a CUDA graph: it synchronises or uses the host.")

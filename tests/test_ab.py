@@ -355,6 +355,12 @@ def test_the_current_folder_is_not_imported_in_place_of_what_is_installed(sides:
     assert "perf_tests" in started
 
 
+def test_anchors_are_left_out_unless_they_are_asked_for(sides: Sides) -> None:
+    plan = Plan(pytest_arguments=("perf_tests", "--gpuperf-anchors=on"))
+    started = command(sides.good("BASE"), plan, sides.folder / "1-base.jsonl")
+    assert started.index("--gpuperf-anchors=off") < started.index("--gpuperf-anchors=on")  # the last one counts
+
+
 def test_a_real_pytest_compares_nothing_and_writes_nothing_else(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(FAKE_H100)
     pytester.makepyfile(test_suite="def test_kernel(gpu_benchmark):\n    gpu_benchmark(lambda: 1e-3)\n")

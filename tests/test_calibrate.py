@@ -335,6 +335,18 @@ def run(suite: pytest.Pytester, what: str, *, count: int = 1, timeout_s: float =
     return list(run_processes(QUICK, Path(folder), count=count, timeout_s=timeout_s))
 
 
+@pytest.mark.parametrize(
+    ("options", "modules"), [((), {"test_suite.py"}), (("--gpuperf-anchors=on",), {"anchors.py", "test_suite.py"})]
+)
+def test_anchors_are_no_metrics_of_the_suite_unless_they_are_asked_for(
+    suite: pytest.Pytester, options: tuple[str, ...], modules: set[str]
+) -> None:
+    suite.makeconftest(FAKE_H100.replace("fake_machine()", "fake_machine(anchors={'gemm': lambda: 2e-4})"))
+    suite.makepyfile(test_suite=SUITE.replace("{what}", "pass"))
+    (process,) = run_processes((*QUICK, *options), Path(suite.mkdir("runs")), count=1, timeout_s=60.0)
+    assert {record.key.module for record in process.tests} == modules
+
+
 def test_process_that_measures_counts(suite: pytest.Pytester) -> None:
     (process,) = run(suite, "pass")
     assert process.problem is None

@@ -395,7 +395,7 @@ def test_a_tolerance_that_noise_swallows_is_mentioned_once() -> None:
     noisy = record((THROUGHPUT, verdict("PASS", minimum_detectable_effect=0.08)))
     told = [text for text in noted(noisy, noisy) if "tolerance" in text]
     detail = "the tolerance of 3.0 % is below the 8.0 % that can be told from noise: widen it, or record more sessions."
-    assert told == [f"throughput: {detail}"]
+    assert told == [f"{noisy.key.test} throughput: {detail}"]
 
 
 def test_more_warnings_than_are_shown_are_counted() -> None:

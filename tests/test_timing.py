@@ -246,7 +246,20 @@ def test_the_time_of_a_call_in_a_graph_is_that_of_one_call() -> None:
     timing = measure(lambda: 5e-6, stopwatch=FixedStopwatch())
     assert timing.method == HOT_GRAPH
     assert timing.value_s == pytest.approx(5e-6)
-    assert timing.calls_per_sample == 2000  # blocks of 10 ms, in replays of 2 ms
+    assert timing.calls_per_sample == 2000  # blocks of 10 ms, in replays of 200 calls
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 1.3e-6, 5e-6, 40e-6])
+def test_a_graph_has_the_same_length_whatever_a_call_takes(seconds: float) -> None:
+    lengths: list[int] = []
+
+    class Recording(FixedStopwatch):
+        def graph(self, call: Call, calls: int) -> Call | None:
+            lengths.append(calls)
+            return super().graph(call, calls)
+
+    measure(lambda: seconds, stopwatch=Recording())
+    assert lengths == [200]
 
 
 def test_samples_are_seconds_per_call() -> None:

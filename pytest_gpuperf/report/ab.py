@@ -121,9 +121,9 @@ def _remedy(undecided: Sequence[Metric]) -> str:
     """What would settle what is open."""
     seen = [metric.paired.minimum_detectable_effect for metric in undecided if metric.paired]
     sees = f" (these pairs see {format_percent(max(seen))} at best)" if seen else ""
-    least = min(metric.tolerance for metric in undecided)
+    allowed = " and ".join(format_percent(one) for one in sorted({metric.tolerance for metric in undecided}))
     return (
-        f"UNDECIDED at a tolerance of {format_percent(least)}{sees}: more pairs (--pairs) may settle it, "
+        f"UNDECIDED at a tolerance of {allowed}{sees}: more pairs (--pairs) may settle it, "
         "or a wider --tolerance."
     )
 

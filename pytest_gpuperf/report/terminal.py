@@ -321,7 +321,9 @@ def _doubts(records: Sequence[TestRecord]) -> list[Line]:
         )
     if any(m.is_peak_computed for _, m in measurements):
         lines.append(Line(text="Peaks are computed upper bounds (clock and SM count): this GPU is not in the table."))
-    warnings = sorted({text for record in records for v in record.verdicts if (text := tolerance_warning(v))})
+    warnings = sorted(
+        {f"{record.key.test} {text}" for record in records for v in record.verdicts if (text := tolerance_warning(v))}
+    )
     lines += [Line(text=warning, colour="yellow") for warning in warnings[:3]]
     if len(warnings) > 3:
         lines.append(Line(text=f"{len(warnings) - 3} more tolerances are far from what noise allows.", colour="yellow"))
