@@ -1,3 +1,3 @@
 """Settings for this repository's own suites."""
 
-collect_ignore_glob = [".venv/*"]
+collect_ignore_glob = [".venv*/*"]

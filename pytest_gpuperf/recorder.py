@@ -201,6 +201,7 @@ class Recorder:
         end: str | None = None,
         better: Better | None = None,
         tolerance: object = None,
+        gpu_busy_share: float | None = None,
     ) -> Measurement:
         """Record a metric at several sizes: one curve, one verdict.
 
@@ -212,6 +213,7 @@ class Recorder:
             end: Why there is no larger size, such as `out of memory at 256`; `None` where all ran.
             better: See `record`.
             tolerance: See `record`.
+            gpu_busy_share: See `record`; of all sizes together.
 
         Raises:
             UsageError: A wrong argument, no point, or the metric was recorded before.
@@ -225,17 +227,19 @@ class Recorder:
             raise UsageError(f"{x} {wrong[0]!r} of {metric} is not a whole number above zero.")
         based = {size: _in_base(f"{metric} at {x} {size}", value, unit) for size, value in sorted(points.items())}
         values = {str(size): value for size, (value, _) in based.items()}
+        share = None if gpu_busy_share is None else _share(metric, gpu_busy_share)
         return self._add(
             Measurement(
                 metric=metric,
                 value=geometric_mean(values.values()),
                 unit=to_base(1.0, unit)[1],
                 better=direction(unit, better=better),
-                kind="end-to-end",
+                kind="host" if is_host_limited(share) else "end-to-end",
                 method=Method(clock="wall", mode="curve"),
                 tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
                 telemetry=self._of_last_region,
                 configuration=self._configuration,
+                gpu_busy_share=share,
                 curve=Curve(x=x, points=values, end=end),
             )
         )

@@ -512,6 +512,8 @@ def test_share_below_nine_tenths_makes_a_metric_the_hosts() -> None:
     assert found.record("b", 1.0, unit="s", gpu_busy_share=0.95).kind == "end-to-end"
     assert found.record("c", 1.0, unit="s").gpu_busy_share is None
     assert found.record("d", 1.0, unit="s", gpu_busy_share=0.0).gpu_busy_share == 0.0
+    curve = found.record_curve("e", {1: 1.0}, unit="s", x="batch size", gpu_busy_share=0.5)
+    assert (curve.kind, curve.gpu_busy_share) == ("host", 0.5)
 
 
 @pytest.mark.parametrize("share", [1.2, -0.1, math.nan, "half", True])
