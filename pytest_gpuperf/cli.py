@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -20,6 +20,7 @@ from pytest_gpuperf.units import format_percent, format_value
 
 if TYPE_CHECKING:
     from pytest_gpuperf.trials.calibrate import Process
+    from pytest_gpuperf.trials.tune_bench import Wanted
 
 GOOD, ERROR, REGRESSION, NOT_SETTLED = 0, 1, 2, 3
 
@@ -243,14 +244,48 @@ def compare(
     a: Annotated[Path, typer.Argument(help="Results of a run of pytest, to compare with.")],
     b: Annotated[Path, typer.Argument(help="Results of another run.")],
     across: Annotated[bool, typer.Option("--across", help="Only how much better B is, whatever each ran on.")] = False,
+    pair: Annotated[
+        list[str] | None, typer.Option(help="A's tests with one parameter, B's with another: llama-3-8b=qwen2.5-7b.")
+    ] = None,
 ) -> int:
     """Compare two results files, with intervals. Exit code 2: something got slower, 3: not settled."""
+    from pytest_gpuperf.report.compare import Pair, compare_lines
     from pytest_gpuperf.report.compare import compare as compare_results
-    from pytest_gpuperf.report.compare import compare_lines
 
-    found = compare_results(read_results(a), read_results(b), across=across)
+    pairs = [Pair.from_text(text) for text in pair or ()]
+    found = compare_results(read_results(a), read_results(b), across=across, pairs=pairs)
     _echo(compare_lines(found, (str(a), str(b)), width=_width()))
     return REGRESSION if found.has_worse else GOOD if found.is_settled else NOT_SETTLED
+
+
+@app.command()
+def cost(  # noqa: PLR0913 - each is an option of the command line
+    tests: TestsArgument = None,
+    *,
+    results: ResultsOption = DEFAULT_RESULTS,
+    throughput: Annotated[float | None, typer.Option(help="Tokens a second, instead of a results file.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="GPU of the throughput, such as T4 or A100.")] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs that the throughput took.")] = 1,
+    busy: Annotated[float | None, typer.Option(help="Part of the time in which the GPU computed, 0 to 1.")] = None,
+    price: Annotated[float | None, typer.Option(help="Dollars for an hour of one GPU.")] = None,
+    prices: Annotated[Path | None, typer.Option(help="Table of prices, laid out as the one that comes along.")] = None,
+    instance: Annotated[str | None, typer.Option(help="The machine of the table to take the price of.")] = None,
+) -> None:
+    """Say what tokens cost: per million, tokens for a dollar, and what a GPU that waits takes of it."""
+    from pytest_gpuperf.analysis.cost import PriceSource, costs, given_throughput, throughputs
+    from pytest_gpuperf.report.cost import cost_lines
+
+    source = PriceSource(per_gpu_hour=price, table=prices, instance=instance)
+    if throughput is not None:
+        if tests:
+            raise UsageError("--throughput is a number by hand, so there are no tests to choose. Drop one of the two.")
+        found = given_throughput(throughput, gpu=gpu, gpus=gpus, busy=busy, has_price=price is not None)
+        _echo(cost_lines(costs([found], source), width=_width()))
+        return
+    if busy is not None or gpus != 1:
+        raise UsageError("--busy and --gpus go with --throughput. A results file says both by itself.")
+    measured = throughputs(_chosen(read_results(results), tests))
+    _echo(cost_lines(costs(measured, source, only=gpu), width=_width()))
 
 
 @baseline_app.command()
@@ -303,6 +338,50 @@ def specs(
     states = {gpu.uuid: nvml.state(gpu.uuid) for gpu in gpus}
     driver, cuda = nvml.driver_version(), nvml.cuda_version()
     Console().print(specs_table(gpus, infos, states, is_full, driver=driver, cuda=cuda))
+
+
+@app.command()
+def memory(  # noqa: PLR0913 - each is an option of the command line
+    *,
+    model: Annotated[str, typer.Option("--model", help="A preset, or a folder with a config.json.")],
+    quantization: Annotated[str, typer.Option(help="Of the weights: fp16, bf16, fp8, int8, int4.")] = "bf16",
+    kv_dtype: Annotated[str, typer.Option(help="Of the KV cache: auto (16 bit) or fp8.")] = "auto",
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens of a request, prompt and output; default: 2048, or the model's limit.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Requests at a time.")] = 1,
+    gpu_count: Annotated[int, typer.Option("--gpus", help="GPUs to divide the model over.")] = 1,
+    engine: Annotated[str, typer.Option(help="vllm or transformers.")] = "vllm",
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Most tokens of a step of vLLM.")] = 8192,
+    is_eager: Annotated[bool, typer.Option("--enforce-eager", help="vLLM without CUDA graphs.")] = False,
+    gpu_names: Annotated[list[str] | None, typer.Option("--gpu", help="Kinds of GPU to check; default: all.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write: memory over batch size and length.")] = None,
+) -> None:
+    """Say what memory a model needs, part by part, and on which GPUs it fits."""
+    from pytest_gpuperf.analysis.memory import EngineName, KvDtype, Quantization, Use, estimate
+    from pytest_gpuperf.analysis.memory_fit import common_gpus, fits_on
+    from pytest_gpuperf.report.memory import fit_lines, memory_lines, save_plot
+    from pytest_gpuperf.report.specs import find_spec
+    from pytest_gpuperf.workloads.models import shape_of
+
+    shape = shape_of(model)
+    use = Use(
+        sequence_tokens=min(2048, shape.max_positions) if sequence_length is None else sequence_length,
+        batch_size=batch_size,
+        gpus=gpu_count,
+        engine=cast("EngineName", engine),  # Use refuses other words
+        quantization=cast("Quantization", quantization),
+        kv_dtype=cast("KvDtype", kv_dtype),
+        max_num_batched_tokens=max_num_batched_tokens,
+        is_eager=is_eager,
+    )
+    chosen = [find_spec(name) for name in gpu_names or []]
+    needed = estimate(shape, use)
+    fits = fits_on(needed, chosen or common_gpus())
+    _echo([*memory_lines(needed), *fit_lines(fits, is_chosen=bool(chosen))])
+    if plot is not None:
+        save_plot(needed, plot, chosen)
+        typer.echo(f"Plot: {plot}")
 
 
 @app.command()
@@ -367,6 +446,66 @@ def ab(  # noqa: PLR0913 - each is an option of the command line
     _echo(report(comparison, width=_width()))
     codes = {"good": GOOD, "slower": REGRESSION, "undecided": NOT_SETTLED, "error": ERROR, "interrupted": 130}
     return codes[comparison.outcome]
+
+
+@app.command()
+def tune(  # noqa: PLR0913 - each is an option of the command line
+    model: Annotated[str, typer.Argument(help="A preset, a hub id of one, or a folder with config.json.")],
+    *,
+    output: Annotated[Path | None, typer.Option(help="Folder of the points; one that has some is continued.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Of a measurement.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Of a request.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="Of a request.")] = None,
+    repeats: Annotated[int, typer.Option(help="Of a point, after one that does not count.")] = 3,
+    pairs: Annotated[int, typer.Option(help="Runs of the best configuration against the default.")] = 4,
+    factor: Annotated[list[str] | None, typer.Option(help="What to vary; more than once; default: all.")] = None,
+    is_full: Annotated[bool, typer.Option("--full", help="All combinations, not one factor at a time.")] = False,
+    budget: Annotated[float | None, typer.Option(help="Seconds; enough is kept back for the pairs.")] = None,
+    timeout: Annotated[float, typer.Option(help="Most seconds for one repeat.")] = 600.0,
+    is_plotting: Annotated[bool, typer.Option("--plot", help="Draw plot.png.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+) -> int:
+    """Find a faster configuration of vLLM for a model, and say what it gains over the default, with an interval."""
+    from pytest_gpuperf.report.tune import check_plot
+    from pytest_gpuperf.trials.tune_bench import Wanted, default_folder, machine_of
+
+    if is_plotting:
+        check_plot()
+    wanted = Wanted(
+        model=model,
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        repeats=repeats,
+        pairs=pairs,
+        factors=tuple(factor or ()),
+        is_full=is_full,
+        budget_s=budget,
+        timeout_s=timeout,
+    )
+    return _tune(wanted, output or default_folder(model), machine_of(device), is_plotting=is_plotting)
+
+
+def _tune(wanted: "Wanted", folder: Path, machine: Machine, *, is_plotting: bool) -> int:
+    from pytest_gpuperf.lease import lease
+    from pytest_gpuperf.report.tune import plan_lines, progress, tuning_lines, write_results
+    from pytest_gpuperf.trials.ab import interrupted_by_sigterm
+    from pytest_gpuperf.trials.tune import tune as run_tune
+    from pytest_gpuperf.trials.tune_bench import bench_on, check_wanted, device_sets, plan_on
+    from pytest_gpuperf.trials.tune_file import Journal
+
+    load = check_wanted(wanted, machine.devices[0].kind)
+    with interrupted_by_sigterm(), lease(device_sets(machine.devices, folder)) as (held,):
+        journal = Journal(folder, plan_on(held, wanted, load))
+        _echo(plan_lines(journal.plan))
+        with progress() as show:
+            bench = bench_on(held, machine.nvml, wanted, show)
+            tuning = run_tune(journal, bench, pairs=wanted.pairs, budget_s=wanted.budget_s)
+    _echo(tuning_lines(tuning, width=_width()))
+    _echo(write_results(tuning, folder, is_plotting=is_plotting))
+    if tuning.ending == "interrupted":
+        return 130
+    return GOOD if tuning.is_settled else NOT_SETTLED
 
 
 @app.command()

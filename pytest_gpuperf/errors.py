@@ -4,6 +4,8 @@ GpuperfError
 ├── UsageError         the user's mistake: a marker, an option, an argument, a unit
 ├── BaselineError      a baseline file that cannot be trusted or written
 ├── MeasurementError   a measurement that cannot be right: over the peak, no work, no samples
+│   └── EngineError    an inference engine that died, hung, refused its configuration or answered less than asked
+│       └── EngineOutOfMemory   it ran out of the device's memory: in a sweep a point like others
 └── DeviceError        no GPU where one is needed, NVML missing, a GPU that is lost
     ├── LeaseTimeout   every suitable GPU was held by somebody else for too long
     └── NotSupported   work that this device cannot do, or that does not fit: the test is skipped
@@ -26,6 +28,14 @@ class BaselineError(GpuperfError):
 
 class MeasurementError(GpuperfError):
     """A measurement that cannot be right."""
+
+
+class EngineError(MeasurementError):
+    """An inference engine that died, hung, refused its configuration, or answered less than it was asked."""
+
+
+class EngineOutOfMemory(EngineError):
+    """An inference engine that ran out of the device's memory."""
 
 
 class DeviceError(GpuperfError):

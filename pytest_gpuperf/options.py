@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Policy = Literal["pass", "warn", "fail"]
 DeviceChoice = Literal["auto", "cuda", "cpu"]
 AnchorsChoice = Literal["auto", "on", "off"]
+ExpectationsChoice = Literal["show", "fail", "off"]
 
 MARKERS = (
     "gpu(count=1, min_vram_gb=0, arch=None, nvlink=False): the devices that the test needs; without them it is skipped",
@@ -46,6 +47,9 @@ class Settings:
         invalid: What a metric measured on an unwell GPU does.
         strict: All three fail, and so does a pass that the noise makes weak.
         anchors: Whether to measure anchors; `auto`: on a GPU.
+        expectations: What published figures do where there is no baseline.
+        model: What language-model tests run instead of their own models: a preset, a folder, or a hub id.
+        tuned: A configuration that `gpuperf tune` found, for the tests that compare it with the default.
         disable: Skip the tests that measure.
     """
 
@@ -64,6 +68,9 @@ class Settings:
     invalid: Policy
     strict: bool
     anchors: AnchorsChoice
+    expectations: ExpectationsChoice
+    model: str | None
+    tuned: Path | None
     disable: bool
 
 
@@ -112,6 +119,24 @@ def add_options(parser: pytest.Parser) -> None:
         help="measure fixed workloads that tell whether the machine is its usual self (default: auto, on a GPU)",
     )
     add("--gpuperf-disable", action="store_true", help="skip the tests that measure")
+    _add_model_options(group)
+
+
+def _add_model_options(group: pytest.OptionGroup) -> None:
+    """Declare what tests of language models look at."""
+    add = group.addoption
+    add(
+        "--gpuperf-expectations",
+        choices=("show", "fail", "off"),
+        default="show",
+        help="what published figures of the same model and GPU do where there is no baseline (default: show)",
+    )
+    add("--gpuperf-tuned", metavar="FILE", help="a configuration of vLLM that gpuperf tune found, to test")
+    add(
+        "--gpuperf-model",
+        metavar="PATH_OR_ID",
+        help="run language-model tests on this model instead of their own: a preset, a folder, or a hub id",
+    )
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -140,6 +165,9 @@ def read_settings(config: pytest.Config) -> Settings:
         invalid=option("--gpuperf-invalid") or policy,
         strict=strict,
         anchors=option("--gpuperf-anchors"),
+        expectations=option("--gpuperf-expectations"),
+        tuned=_tuned(option("--gpuperf-tuned"), config.invocation_params.dir),
+        model=_model(option("--gpuperf-model"), config.invocation_params.dir),
         disable=option("--gpuperf-disable"),
     )
 
@@ -188,6 +216,35 @@ def _history(text: str | None) -> str | None:
         place_of(text)
     except UsageError as error:
         raise pytest.UsageError(f"--gpuperf-history: {error}") from None
+    return text
+
+
+def _tuned(text: str | None, folder: Path) -> Path | None:
+    if text is None:
+        return None
+    from pytest_gpuperf.trials.tune_file import read_best
+
+    try:
+        read_best(folder / text)
+    except UsageError as error:
+        raise pytest.UsageError(f"--gpuperf-tuned: {error}") from None
+    return folder / text
+
+
+def _model(text: str | None, folder: Path) -> str | None:
+    if text is None:
+        return None
+    if not text.strip():
+        raise pytest.UsageError("--gpuperf-model is empty: is the variable that it comes from set? Name a model.")
+    from pytest_gpuperf.workloads.models import is_hub_id, is_model_folder, shape_of
+
+    if is_model_folder(str(folder / text)):
+        return str(folder / text)
+    if not is_hub_id(text):  # what the hub has is found out when it is loaded
+        try:
+            shape_of(text)
+        except UsageError as error:
+            raise pytest.UsageError(f"--gpuperf-model: {error}") from None
     return text
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # imported where a test measures: a run without such tests do
     from pytest_gpuperf.records import ClockName, Measurement, Mode, TestKey, TestRecord
     from pytest_gpuperf.report.controller import Controller
     from pytest_gpuperf.run import Run
+    from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
 
 settings_key = pytest.StashKey[Settings]()
 #: Set by a conftest's `pytest_configure` to measure on something else, such as `testing.fake_machine()`.
@@ -363,6 +364,33 @@ def gpu_monitor(
 
     nvml = run_of(request.config).machine.nvml
     return lambda: Monitor(nvml, [device.uuid for device in gpus if device.kind == "cuda"])
+
+
+@pytest.fixture
+def vllm_engine(
+    request: pytest.FixtureRequest, perf: "Recorder", gpus: "tuple[Device, ...]"
+) -> "Iterator[Callable[[EngineConfig], Engine]]":
+    """Start vLLM on the devices of the test: `engine = vllm_engine(EngineConfig(model="llama-3-8b"))`.
+
+    It runs in a process of its own and is closed when the test ends; its settings become part of the results' identity.
+    """
+    from pytest_gpuperf.workloads.vllm import Engine
+
+    run = run_of(request.config)
+    engines: list[Engine] = []
+
+    def start(config: "EngineConfig") -> Engine:
+        folder = request.config.rootpath / ".gpuperf"
+        engine = Engine(config, devices=gpus, nvml=run.machine.nvml, folder=folder)
+        engines.append(engine)
+        engine.__enter__()
+        perf.configure(engine.configuration)
+        return engine
+
+    yield start
+    with _as_failure():
+        notes = [engine.close().note for engine in reversed(engines)]
+    run.notes += [f"{request.node.name}: {note}" for note in notes if note]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -250,7 +250,7 @@ def test_the_illness_of_the_device_is_named_with_the_anchor_that_is_off() -> Non
     verdict = judge_anchors(unwell(3e-4), file_of(8), visit="now")
     assert verdict.off == ("gemm",)
     assert verdict.reason is not None
-    assert verdict.reason.endswith("(3 are allowed), with thermal slowdown by the hardware for 100 % of the time")
+    assert verdict.reason.endswith("(3 are allowed); thermal slowdown by the hardware for 100 % of the time")
 
 
 @pytest.mark.parametrize("sessions", [0, 4, 8])

@@ -140,6 +140,25 @@ def test_a_fake_machine_has_a_fake_clock_and_nothing_to_wait_for() -> None:
     machine.synchronize(machine.devices)
 
 
+@pytest.mark.parametrize(("is_initialized", "waited"), [(True, [0]), (False, [])])
+def test_only_a_process_that_has_used_cuda_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, is_initialized: bool, waited: list[int]
+) -> None:
+    torch = pytest.importorskip("torch")
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: is_initialized)
+    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
+    machine = Machine("auto", nvml=FakeNvml(fake_gpu()))
+    machine.synchronize(machine.devices)
+    assert asked == waited
+
+
+def test_waiting_does_not_import_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
+    machine = Machine("auto", nvml=FakeNvml(fake_gpu()))
+    machine.synchronize(machine.devices)
+
+
 # torch
 
 

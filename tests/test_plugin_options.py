@@ -4,6 +4,7 @@ import fnmatch
 import json
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,33 @@ def test_budget_that_is_no_number_of_seconds_is_refused(pytester: pytest.Pyteste
 
     assert f"--gpuperf-budget {seconds} is not a number of seconds, zero or more." in error
     assert not (pytester.path / ".gpuperf").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("llama-9", "--gpuperf-model: The model 'llama-9' is no preset and no folder. Presets: gpt2, *, tiny; or a*"),
+        (".", "--gpuperf-model: The model '.' is a folder without a config.json. Presets: gpt2,*"),
+        ("", "--gpuperf-model is empty: is the variable that it comes from set? Name a model."),
+    ],
+)
+def test_model_that_is_none_is_refused_before_anything_runs(pytester: pytest.Pytester, model: str, text: str) -> None:
+    error = error_of(Suite().run(pytester, f"--gpuperf-model={model}"))
+
+    assert fnmatch.filter(error.splitlines(), f"ERROR: {text}")
+
+
+@pytest.mark.parametrize("model", ["llama-3-8b", "some-org/some-model", "folder"])
+def test_model_reaches_the_tests(pytester: pytest.Pytester, model: str) -> None:
+    (pytester.mkdir("folder") / "config.json").write_text("{}")
+    source = f"""
+    def test_model(pytestconfig):
+        from pytest_gpuperf.plugin import settings_key
+        assert pytestconfig.stash[settings_key].model.endswith({model!r})
+    """
+    suite = Suite(files={"test_suite.py": textwrap.dedent(source)})
+
+    assert suite.run(pytester, f"--gpuperf-model={model}").ret == pytest.ExitCode.OK
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from test_analysis_history import COLD, H100, measurement, record, results
 
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.priors import package_priors
-from pytest_gpuperf.records import Environment, Hardware, Rerun, Results, Telemetry
-from pytest_gpuperf.report.compare import Comparison, compare, compare_lines
+from pytest_gpuperf.records import Curve, Environment, Hardware, Method, Rerun, Results, Telemetry, TestRecord
+from pytest_gpuperf.report.compare import Comparison, Pair, compare, compare_lines
 from pytest_gpuperf.stats import t_quantile
 
 NAME = "perf_tests/test_bandwidth.py::test_copy time"
@@ -196,3 +196,116 @@ def test_ratios_of_both_directions_are_inverse(a: float, b: float) -> None:
         compare(one(0, b), one(1, a), across=True).rows,
     )
     assert there.ratio * back.ratio == pytest.approx(1.0)
+
+
+# Configurations, curves, and pairs
+
+
+def tokens(value: float, parameters: str = "llama-3-8b", **configuration: str) -> TestRecord:
+    rate = measurement(value, "throughput", unit="tok/s", better="higher", kind="compute")
+    return record(replace(rate, configuration=configuration or None), test=f"test_llm[{parameters}]")
+
+
+def test_tuned_against_default_has_an_interval_and_what_was_set_differently() -> None:
+    default = results(0, tokens(1000.0, model="llama-3-8b", max_num_seqs="256"))
+    tuned = results(1, tokens(1500.0, model="llama-3-8b", max_num_seqs="1024", chunked="yes"))
+    found = compare(default, tuned)
+    assert found.configuration == ("chunked - -> yes", "max_num_seqs 256 -> 1024")
+    assert lines_of(found)[2] == "Configuration: chunked - -> yes; max_num_seqs 256 -> 1024"
+    (row,) = found.rows
+    assert row.outcome == "better"
+    assert row.verdict is not None
+    assert row.verdict.change == pytest.approx(-1 / 3)
+    assert row.verdict.change_low is not None
+
+
+@pytest.mark.parametrize("other", [{}, {"max_num_seqs": "256"}])
+def test_configuration_that_is_unknown_or_the_same_is_not_listed(other: dict[str, str]) -> None:
+    found = compare(results(0, tokens(1000.0, max_num_seqs="256")), results(1, tokens(1000.0, **other)))
+    assert found.configuration == ()
+    assert not any(line.startswith("Configuration") for line in lines_of(found))
+
+
+def test_other_gpu_points_to_the_option_that_gives_ratios() -> None:
+    l4 = Environment(hardware=Hardware(name="NVIDIA L4"))
+    hint = "How many times as good B is, whatever each ran on:  gpuperf compare --across A B"
+    assert lines_of(compare(one(0), one(1, environment=l4)))[-1] == hint
+    assert hint not in lines_of(compare(one(0), one(1, environment=l4), across=True))
+    assert hint not in lines_of(compare(one(0), one(1, unit="B")))
+
+
+def batches(value: float, **points: float) -> TestRecord:
+    curve = Curve(x="batch size", points={name.removeprefix("at_"): rate for name, rate in points.items()})
+    method = Method(clock="wall", mode="curve")
+    rate = measurement(value, "throughput", unit="tok/s", better="higher", kind="compute", method=method)
+    return record(replace(rate, curve=curve), test="test_batch")
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_curves_are_compared_at_the_sizes_of_both(*, across: bool) -> None:
+    a = results(0, batches(500.0, at_1=100.0, at_8=500.0, at_64=2500.0))
+    b = results(1, batches(300.0, at_1=110.0, at_8=1000.0))
+    found = compare(a, b, across=across)
+    (row,) = found.rows
+    assert (row.a, row.b) == pytest.approx((math.sqrt(100 * 500), math.sqrt(110 * 1000)))
+    assert row.ratio == pytest.approx(math.sqrt(1.1 * 2))
+    assert "    by batch size: 1: 1.100 x, 8: 2.000 x" in lines_of(found)
+
+
+def models(number: int) -> Results:
+    return results(
+        number,
+        tokens(1000.0, "llama-3-8b-bf16", model="llama-3-8b"),
+        tokens(1200.0, "qwen2.5-7b-bf16", model="qwen2.5-7b"),
+        tokens(10.0, "tiny-bf16", model="tiny"),
+    )
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_models_of_one_run_or_of_two_stand_side_by_side(other: int) -> None:
+    found = compare(models(0), models(other), pairs=[Pair(a="llama-3-8b", b="qwen2.5-7b")])
+    (row,) = found.rows
+    assert row.name == "perf_tests/test_bandwidth.py::test_llm[qwen2.5-7b-bf16] throughput"
+    assert (row.a, row.b) == pytest.approx((1000.0, 1200.0))
+    assert found.configuration == ("model llama-3-8b -> qwen2.5-7b",)
+    assert (found.only_a, found.only_b) == ((), ())
+
+
+def test_several_pairs_are_compared_at_once() -> None:
+    pairs = [Pair(a="llama-3-8b", b="qwen2.5-7b"), Pair(a="qwen2.5-7b", b="tiny")]
+    rows = compare(models(0), models(0), pairs=pairs).rows
+    assert [row.a for row in rows] == pytest.approx([1000.0, 1200.0])
+    assert [row.b for row in rows] == pytest.approx([1200.0, 10.0])
+
+
+def test_counterpart_that_is_missing_is_listed() -> None:
+    a = results(0, tokens(1000.0, "llama-3-8b-bf16"), tokens(1000.0, "llama-3-8b-fp8"))
+    b = results(1, tokens(1200.0, "gpt2-bf16"), tokens(1200.0, "gpt2-int8"))
+    found = compare(a, b, pairs=[Pair(a="llama-3-8b", b="gpt2")])
+    assert found.only_a == ("perf_tests/test_bandwidth.py::test_llm[llama-3-8b-fp8] throughput",)
+    assert found.only_b == ("perf_tests/test_bandwidth.py::test_llm[gpt2-int8] throughput",)
+
+
+@pytest.mark.parametrize("test", ["test_llm", "test_llama[gpt2]", "test_llm[llama-3-8b.1]", "test_llm[xllama-3-8b]"])
+def test_parameter_is_found_as_a_whole_and_among_the_parameters_alone(test: str) -> None:
+    a = results(0, record(test=test))
+    with pytest.raises(UsageError) as caught:
+        compare(a, models(1), pairs=[Pair(a="llama-3-8b", b="gpt2")])
+    assert str(caught.value) == (
+        f"--pair llama-3-8b=gpt2: no test of A has 'llama-3-8b' as a parameter. Its tests: {test}."
+    )
+
+
+@pytest.mark.parametrize("text", ["", "llama", "=b", "a=", "a=a", " = "])
+def test_pair_is_two_different_texts(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is not a pair\. Write what A has, =, and what B has in its place\."):
+        Pair.from_text(text)
+
+
+def test_pair_is_read_with_its_blanks_left_out() -> None:
+    assert Pair.from_text("llama-3-8b = qwen2.5-7b") == Pair(a="llama-3-8b", b="qwen2.5-7b")
+
+
+def test_undecided_configurations_are_not_sent_to_a_command_that_compares_code() -> None:
+    lines = lines_of(compare(results(0, tokens(1000.0, seqs="1")), results(1, tokens(975.0, seqs="2"))))
+    assert "undecided" in lines[-1]

@@ -40,6 +40,7 @@ class Orders:
     accept: str | None = None
     patch: Path | None = None
     history: str | None = None
+    expectations: str = "show"
 
 
 @pytest.fixture(autouse=True)

@@ -122,10 +122,7 @@ def _remedy(undecided: Sequence[Metric]) -> str:
     seen = [metric.paired.minimum_detectable_effect for metric in undecided if metric.paired]
     sees = f" (these pairs see {format_percent(max(seen))} at best)" if seen else ""
     allowed = " and ".join(format_percent(one) for one in sorted({metric.tolerance for metric in undecided}))
-    return (
-        f"UNDECIDED at a tolerance of {allowed}{sees}: more pairs (--pairs) may settle it, "
-        "or a wider --tolerance."
-    )
+    return f"UNDECIDED at a tolerance of {allowed}{sees}: more pairs (--pairs) may settle it, or a wider --tolerance."
 
 
 def _notes(comparison: Comparison) -> list[Line]:

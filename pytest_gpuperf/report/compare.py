@@ -1,9 +1,12 @@
 """Two results files against each other: A is taken as a baseline of one session, and B is judged against it."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from statistics import geometric_mean
 from typing import Literal
+
+from msgspec.structs import replace
 
 from pytest_gpuperf.environment import version_differences
 from pytest_gpuperf.errors import UsageError
@@ -58,8 +61,8 @@ class Compared(Record, frozen=True, kw_only=True):
     outcome: Outcome
     verdict: Verdict | None
     ratio: float
-    sizes: str | None = None
-    ratios: dict[str, float] = {}
+    sizes: str | None
+    ratios: dict[str, float]
 
 
 class Comparison(Record, frozen=True, kw_only=True):
@@ -134,7 +137,7 @@ def compare(a: Results, b: Results, *, across: bool = False, pairs: Sequence[Pai
         a: What to compare with. Of a test that is in it more than once, the last counts, as in B.
         b: What to compare.
         across: Say how much better B is, and nothing else, whatever the two ran on.
-        pairs: Compare these tests alone, which may be of one run.
+        pairs: Compare these tests alone, which may be of one run; a row has B's name.
 
     Raises:
         UsageError: Both are the same run, or nothing is to be paired.
@@ -151,7 +154,7 @@ def compare(a: Results, b: Results, *, across: bool = False, pairs: Sequence[Pai
             for name in theirs
             if name in ours
         ),
-        only_a=tuple(name for name in ours if name not in theirs),
+        only_a=tuple(_own_name(name, pairs) for name in ours if name not in theirs),
         only_b=tuple(name for name in theirs if name not in ours),
         hardware=tuple(dict.fromkeys(text for then, now in environments for text in _hardware(then, now))),
         versions=tuple(
@@ -205,9 +208,16 @@ def _paired(a: Results, b: Results, pairs: Sequence[Pair]) -> tuple[Results, Res
     for pair in pairs:
         if not any(pair.renamed(record.key.test) for record in a.tests):
             known = ", ".join(dict.fromkeys(record.key.test for record in a.tests)) or "none"
-            raise UsageError(f"--pair {pair.a}={pair.b}: no test of A has {pair.a!r} as a parameter. Its tests: {known}.")
+            raise UsageError(
+                f"--pair {pair.a}={pair.b}: no test of A has {pair.a!r} as a parameter. Its tests: {known}."
+            )
     counterparts = [one for one in b.tests if any(_substituted(one.key.test, pair.b, pair.a) for pair in pairs)]
     return replace(a, tests=tuple(renamed)), replace(b, tests=tuple(counterparts))
+
+
+def _own_name(counterpart: str, pairs: Sequence[Pair]) -> str:
+    """What a test of A is called in A."""
+    return next((name for pair in pairs if (name := _substituted(counterpart, pair.b, pair.a))), counterpart)
 
 
 def _configuration(a: _Found, b: _Found) -> list[str]:
@@ -275,21 +285,24 @@ def _ratio(name: str, a: _Found, b: _Found) -> Compared:
 
 
 def _compared(name: str, a: _Found, b: _Found, *, outcome: Outcome, verdict: Verdict | None) -> Compared:
-    before, after = a.values, b.values
-    common = [size for size in before if size in after]
-    mean_before, mean_after = (geometric_mean(one[size] for size in common) if common else found.value for one, found in ((before, a), (after, b)))
-    is_time = b.fresh[0].better == "lower"
+    common = [size for size in a.points if size in b.points]
+    before = geometric_mean(a.points[size] for size in common) if common else a.value
+    after = geometric_mean(b.points[size] for size in common) if common else b.value
     return Compared(
         name=name,
         unit=b.fresh[0].unit,
-        a=mean_before,
-        b=mean_after,
+        a=before,
+        b=after,
         outcome=outcome,
         verdict=verdict,
-        ratio=mean_before / mean_after if is_time else mean_after / mean_before,
+        ratio=_times_as_good(before, after, b),
         sizes=b.sizes,
-        ratios={size: before[size] / after[size] if is_time else after[size] / before[size] for size in common},
+        ratios={size: _times_as_good(a.points[size], b.points[size], b) for size in common},
     )
+
+
+def _times_as_good(before: float, after: float, found: _Found) -> float:
+    return before / after if found.fresh[0].better == "lower" else after / before
 
 
 def _as_baseline(found: _Found, results: Results) -> MetricBaseline:
@@ -357,7 +370,7 @@ def compare_lines(found: Comparison, names: tuple[str, str], *, width: int = 80)
         lines += _row_lines(row, width)
     for side, only in (("A", found.only_a), ("B", found.only_b)):
         lines += [Line(text=f"only in {side}: {name}", colour="yellow") for name in only]
-    if any(row.outcome == "undecided" for row in found.rows):
+    if any(row.outcome == "undecided" for row in found.rows) and not found.configuration:
         lines.append(Line(text="Undecided: one run each says little. In pairs on one GPU:  gpuperf ab BASE HEAD"))
     if found.hardware and any(row.outcome == "not comparable" for row in found.rows):
         lines.append(Line(text="How many times as good B is, whatever each ran on:  gpuperf compare --across A B"))
@@ -371,8 +384,16 @@ def _row_lines(row: Compared, width: int) -> list[Line]:
     text = f"{format_value(row.a, row.unit):>14} {format_value(row.b, row.unit):>14}  {_change(row)}"
     colour = _COLOURS.get(row.outcome)
     if len(row.name) + 1 + len(text) <= width:
-        return [Line(text=f"{row.name} {text:>{width - len(row.name) - 1}}", colour=colour)]
-    return [Line(text=row.name, colour=colour), Line(text=f"  {text}", colour=colour)]
+        return [Line(text=f"{row.name} {text:>{width - len(row.name) - 1}}", colour=colour), *_size_lines(row, width)]
+    return [Line(text=row.name, colour=colour), Line(text=f"  {text}", colour=colour), *_size_lines(row, width)]
+
+
+def _size_lines(row: Compared, width: int) -> list[Line]:
+    """How many times as good B is at each size of a curve."""
+    if not row.ratios:
+        return []
+    text = f"by {row.sizes}: " + ", ".join(f"{size}: {ratio:.3f} x" for size, ratio in row.ratios.items())
+    return [Line(text=part) for part in textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="      ")]
 
 
 def _change(row: Compared) -> str:

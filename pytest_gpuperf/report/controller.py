@@ -14,6 +14,7 @@ from pytest_gpuperf.baselines import Change, Entry
 from pytest_gpuperf.environment import git_top
 from pytest_gpuperf.errors import GpuperfError
 from pytest_gpuperf.records import Results, Status, TestRecord
+from pytest_gpuperf.report.expectations import expectation_lines
 from pytest_gpuperf.report.results import ResultsWriter
 from pytest_gpuperf.report.terminal import Line, baseline_command, notes, table
 
@@ -33,6 +34,8 @@ class Orders(Protocol):
     def patch(self) -> Path | None: ...
     @property
     def history(self) -> str | None: ...
+    @property
+    def expectations(self) -> str: ...
 
 
 class Controller:
@@ -53,6 +56,7 @@ class Controller:
         self._accept = orders.accept
         self._patch = orders.patch
         self._history = orders.history
+        self._expectations = orders.expectations
         self._history_lines: list[Line] = []
         self._silent = silent
         self._seen: frozenset[str] = frozenset()
@@ -105,6 +109,7 @@ class Controller:
             *table(self.records, width=width),
             *notes(self.records, record_command=record_command, silent=self._silent),
         ]
+        lines += expectation_lines(self.records, width=width) if self._expectations != "off" else []
         lines += [*self._change_lines(), *self._history_lines]
         if self._unused:
             names = ", ".join(f"{key.test} {metric}" for key, metric in self._unused[:3])

@@ -1,0 +1,75 @@
+"""What tuning vLLM is worth: `gpuperf tune` for two models on one GPU, tuned over default with its interval.
+
+    python benchmarks/llm/tuned.py --output DIR [--budget 3000] [--pairs 4] [--model NAME]...
+
+An engine takes 100 s or so on an H100 (45 s to load, 20 s to import, four repeats of 10 s): all points of a model one
+factor at a time are 17 of them, the pairs 8 more. Started again, it goes on where it was. Where a command may take no
+longer than ten minutes, measure the points with `--pairs 0 --budget 500` as often as it takes, then the pairs with
+`--pairs 4 --budget 500`. It ends with a table, which says whether the 1.5x to 3x of published guides were reached.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.report.tune import gain_text
+from pytest_gpuperf.trials.tune import Gain, read_tuning
+from pytest_gpuperf.trials.tune_plan import PRECISION
+
+MODELS = ("llama-3-8b", "qwen2.5-7b")
+#: What guides to tuning vLLM promise over its defaults.
+CLAIM = (1.5, 3.0)
+_COMMAND = (sys.executable, "-c", "from pytest_gpuperf.cli import main; main()", "tune")
+
+
+def word(gain: Gain) -> str:
+    """Whether the claim holds: its lower end against the interval."""
+    if gain.high < CLAIM[0]:
+        return f"refuted: below {CLAIM[0]:g}x"
+    return f"confirmed: {CLAIM[0]:g}x or more" if gain.low >= CLAIM[0] else f"open: {CLAIM[0]:g}x lies in the interval"
+
+
+def row(folder: Path) -> str:
+    """One line of the table."""
+    tuning = read_tuning(folder)
+    best, gain = tuning.best, tuning.gain
+    if best is None or tuning.points[0].value is None:
+        return f"| {tuning.plan.model} | - | - | - | nothing measured |"
+    exact = [point for point in tuning.points if not set(point.settings) & set(PRECISION)]
+    same = max(point.value or 0.0 for point in exact) / tuning.points[0].value
+    verdict = word(gain) if gain else "open: no pairs" if best.settings else "refuted: no point was 1 % faster"
+    return (
+        f"| {tuning.plan.model} | {tuning.points[0].value:,.0f} | {best.name} | {gain_text(gain)}; "
+        f"without a change of precision at most {same:.3f}, unpaired | {verdict} |"
+    )
+
+
+def main() -> int:
+    """Tune each model and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder, one below it a model")
+    parser.add_argument("--budget", type=float, help="seconds for each model")
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--model", action="append", help=f"default: {' and '.join(MODELS)}")
+    parser.add_argument("--device", default="cuda")
+    chosen = parser.parse_args()
+    options = ["--pairs", str(chosen.pairs), "--repeats", str(chosen.repeats), "--device", chosen.device]
+    options += ["--budget", str(chosen.budget)] if chosen.budget else []
+    codes, rows = [], []
+    for model in chosen.model or MODELS:
+        folder = chosen.output / model
+        print(f"== {model}", flush=True)
+        codes.append(subprocess.run([*_COMMAND, model, *options, "--output", str(folder)], check=False).returncode)
+        try:
+            rows.append(row(folder))
+        except UsageError as error:
+            print(error)
+    print("\n| model | default, tok/s | best | gain | 1.5x to 3x |\n|---|---|---|---|---|", *rows, sep="\n")
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

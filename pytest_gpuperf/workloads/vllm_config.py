@@ -1,0 +1,152 @@
+"""What an engine is asked for: its configuration, checked before anything starts, and as arguments of vLLM."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from pytest_gpuperf.devices import Device
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.records import Record
+from pytest_gpuperf.workloads.models import ModelShape, is_model_folder, preset_of, refuse_uneven_heads, shape_of
+from pytest_gpuperf.workloads.vllm_environment import DTYPE_BYTES, require_devices, require_weights_fit
+
+#: The CPU build would take most of the host's memory for its KV cache.
+_CPU_KV_BYTES = 256 * 2**20
+
+
+class EngineConfig(Record, frozen=True, kw_only=True):
+    """What an engine is asked for. Everything is explicit: vLLM's own defaults differ by version and by GPU.
+
+    Attributes:
+        model: A preset such as `llama-3-8b`, a folder with a config.json, or with `load_format` a hub id.
+        dtype: Of weights and activations.
+        quantization: Such as `fp8`; `None` for none.
+        kv_cache_dtype: `auto` is that of the model.
+        max_model_len: Most tokens of a sequence; `None`: the model's own limit.
+        max_num_seqs: Most requests in a batch; `None`: vLLM's own default, here and in the next two.
+        max_num_batched_tokens: Most tokens in a step.
+        gpu_memory_utilization: Share of each GPU's memory that vLLM may use.
+        kv_cache_memory_bytes: Size of the KV cache on each GPU, instead of what is left.
+        num_gpu_blocks_override: The same in blocks.
+        enable_prefix_caching: Prompts with the same beginning share its blocks.
+        enforce_eager: Without CUDA graphs and compilation.
+        load_format: `dummy`: random weights; `None`: `dummy` where there are no weights: presets, and folders that
+            hold none.
+        seed: Of vLLM.
+        options: Further arguments of vLLM's EngineArgs.
+        environment: Variables that vLLM is started with, where the user has not set them.
+    """
+
+    model: str
+    dtype: str = "bfloat16"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None
+    max_num_seqs: int | None = 256
+    max_num_batched_tokens: int | None = 8192
+    gpu_memory_utilization: float | None = 0.9
+    kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
+    enable_prefix_caching: bool = False
+    enforce_eager: bool = False
+    load_format: str | None = None
+    seed: int = 0
+    options: dict[str, object] = msgspec.field(default_factory=dict)
+    environment: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The model's short name."""
+        preset = preset_of(self.model)
+        return Path(self.model).name if preset is None or is_model_folder(self.model) else preset.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether vLLM is to find the model on the hub."""
+        is_real = self.load_format not in (None, "dummy")
+        return is_real and not Path(self.model).exists()
+
+
+def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
+    """Find what cannot work before anything is started.
+
+    Raises:
+        UsageError: An unknown model, a number below 1, a sequence over the model's limit, a doubled argument.
+        NotSupported: Not enough GPUs, or not enough memory for the weights.
+    """
+    for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"EngineConfig({name}={value}): at least 1 is needed.")
+    if config.gpu_memory_utilization is not None and not 0 < config.gpu_memory_utilization <= 1:
+        raise UsageError(f"EngineConfig(gpu_memory_utilization={config.gpu_memory_utilization}) is no share: 0 to 1.")
+    if doubled := sorted(set(config.options) & set(EngineConfig.__struct_fields__)):
+        raise UsageError(f"EngineConfig(options=...) repeats {doubled[0]!r}, which is a field of its own.")
+    shape = _shape(config)
+    if shape is not None:
+        refuse_uneven_heads(shape, config.tensor_parallel_size)
+        if (config.max_model_len or 0) > shape.max_positions:
+            raise UsageError(
+                f"max_model_len={config.max_model_len} is more than the {shape.max_positions} positions that "
+                f"{shape.name} has."
+            )
+    require_devices(devices, config.tensor_parallel_size)
+    if shape is not None and devices[0].kind == "cuda" and config.quantization is None and config.dtype in DTYPE_BYTES:
+        weights_bytes = shape.parameters * DTYPE_BYTES[config.dtype] / config.tensor_parallel_size
+        what = f"{shape.name} in {config.dtype}"
+        require_weights_fit(weights_bytes, devices[0], utilization=config.gpu_memory_utilization or 1.0, what=what)
+
+
+def _shape(config: EngineConfig) -> ModelShape | None:
+    """The model's shape; `None` where only vLLM knows it."""
+    if config.is_remote:
+        return None
+    try:
+        return shape_of(config.model)
+    except UsageError:
+        if is_model_folder(config.model):  # of an architecture that vLLM may well know
+            return None
+        raise
+
+
+def arguments_of(config: EngineConfig, *, model: str, is_on_gpu: bool) -> dict[str, object]:
+    """Arguments of `vllm.LLM` for a configuration.
+
+    Args:
+        config: What is asked for.
+        model: The folder, or the hub id.
+        is_on_gpu: Whether vLLM can size the KV cache by a GPU's memory.
+    """
+    fields = {name: getattr(config, name) for name in EngineConfig.__struct_fields__}
+    own = {
+        name: value for name, value in fields.items() if name not in ("options", "environment") and value is not None
+    }
+    if not is_on_gpu:
+        own.setdefault("kv_cache_memory_bytes", _CPU_KV_BYTES)
+        own.pop("gpu_memory_utilization", None)
+    own.setdefault("load_format", "auto" if _has_weights(model) else "dummy")
+    # prompts are token ids; what the scheduler does is read from the log stats
+    return {**own, "model": model, "skip_tokenizer_init": True, "disable_log_stats": False, **config.options}
+
+
+def _has_weights(model: str) -> bool:
+    folder = Path(model)
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pt"))
+
+
+def configuration_of(model: str, settings: Mapping[str, object]) -> dict[str, str]:
+    """Settings that make two results incomparable where they differ.
+
+    vLLM's version is not among them, nor what it decides by itself: a slower new version is to be caught.
+
+    Args:
+        model: Its short name: folders differ between machines.
+        settings: Arguments, as vLLM has resolved them, and variables of the environment.
+    """
+    left_out = {"model", "seed", "skip_tokenizer_init", "disable_log_stats"}
+    if "kv_cache_memory_bytes" in settings or "num_gpu_blocks_override" in settings:
+        left_out.add("gpu_memory_utilization")  # without effect on the KV cache, which is what it is for
+    kept = {name: str(value) or "''" for name, value in settings.items() if name not in left_out}
+    return {"engine": "vllm", "model": model, **kept}

@@ -1,0 +1,132 @@
+"""A transformers model with its weights in place: drawn on the device, or read from a checkpoint."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.workloads.models import (
+    ModelShape,
+    config_of,
+    has_weights,
+    preset_of,
+    shape_from_config,
+    shape_of,
+)
+from pytest_gpuperf.workloads.placement import Part
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def load_config(model: str) -> "PreTrainedConfig":
+    """Make the configuration of a model that gets random weights, or read a checkpoint's.
+
+    Raises:
+        UsageError: An unknown model, or a checkpoint that cannot be read.
+    """
+    from transformers import AutoConfig
+
+    if not has_weights(model):
+        return AutoConfig.for_model(**config_of(shape_of(model)))
+    try:
+        return AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise _unloadable(model, error) from None
+
+
+def shape_of_config(model: str, config: "PreTrainedConfig") -> ModelShape:
+    """Find the shape of what `load_config` gave.
+
+    Raises:
+        UsageError: An architecture that is not known here.
+    """
+    if Path(model).is_dir() or preset_of(model) is not None:
+        return shape_of(model)
+    return shape_from_config(config.to_dict(), name=model.rpartition("/")[2], place=f"config.json of {model}")
+
+
+def skeleton_of(config: "PreTrainedConfig", dtype: str) -> "PreTrainedModel":
+    """Make a model without memory behind its weights. Its buffers are real: an emptied inv_freq would stay garbage."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model.tie_weights()
+    return model
+
+
+def draw_weights(model: "PreTrainedModel", parts: Sequence[Part]) -> "PreTrainedModel":
+    """Give every weight of a skeleton its memory and its values, on its device.
+
+    A head that shares the embedding of the other device gets a copy of it.
+    """
+    import torch
+    from accelerate import dispatch_model
+
+    empty = dict(model.named_parameters(remove_duplicate=False))
+    first_names: dict[int, str] = {}  # of tensors that modules share
+    for part in parts:
+        made: dict[str, torch.nn.Parameter] = {}
+        prefixes = tuple(f"{module}." for module in part.modules)
+        for name in (name for name in empty if name.startswith(prefixes)):
+            first = first_names.setdefault(id(empty[name]), name)
+            if first not in made:
+                made[first] = _drawn(empty[name], first, part.device)
+            module, _, key = name.rpartition(".")
+            model.get_submodule(module).register_parameter(key, made[first])
+    if len(parts) == 1:
+        return model.to(parts[0].device)  # the buffers: the weights are there
+    dispatched: PreTrainedModel = dispatch_model(
+        model,
+        {name: part.device for part in parts for name in part.modules},
+        main_device=parts[0].device,
+        skip_keys=model._skip_keys_device_placement,  # noqa: SLF001 - or the KV cache is moved with every layer
+        force_hooks=True,
+    )
+    return dispatched
+
+
+def _drawn(empty: "torch.nn.Parameter", name: str, device: str) -> "torch.nn.Parameter":
+    """Values around 0, or around 1 for the scale of a norm; seeded by the name, so that a split changes nothing."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    values = torch.empty(empty.shape, dtype=empty.dtype, device=device)
+    is_scale = empty.ndim == 1 and name.endswith(".weight")
+    values.normal_(mean=1.0 if is_scale else 0.0, std=0.02, generator=generator)
+    return torch.nn.Parameter(values, requires_grad=False)
+
+
+def read_weights(model: str, parts: Sequence[Part], dtype: str) -> "PreTrainedModel":
+    """Load a checkpoint, each weight onto its device.
+
+    Raises:
+        UsageError: It cannot be loaded, or lacks weights, which would be drawn.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=getattr(torch, dtype),
+            device_map={name: part.device for part in parts for name in part.modules},
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise _unloadable(model, error) from None
+    if missing := sorted(found["missing_keys"]):
+        raise UsageError(f"The model {model!r} lacks {len(missing)} of its weights, such as {missing[0]}.")
+    complete: PreTrainedModel = loaded
+    return complete
+
+
+def _unloadable(model: str, error: Exception) -> UsageError:
+    return UsageError(f"The model {model!r} cannot be loaded: {str(error).strip().splitlines()[0]}")
