@@ -13,6 +13,7 @@ test: .venv/installed-dev
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/test_vllm_cpu.py tests/test_requests.py $(ARGS)
+	.venv-vllm/bin/python -m pytest perf_tests/test_kv_cache.py perf_tests/test_vllm_throughput.py --gpuperf-device cpu
 
 check: .venv/installed-dev
 	scripts/check

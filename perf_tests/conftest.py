@@ -15,13 +15,13 @@ TOKENS = {"cuda": 128, "cpu": 16}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Fill in `n` and `size_bytes` by what is measured on."""
+    """Fill in sizes and models by what is measured on, and by --gpuperf-model."""
     kind = device_kind(metafunc.config)
     if "n" in metafunc.fixturenames:
         metafunc.parametrize("n", MATMUL_SIZES[kind])
     if "size_bytes" in metafunc.fixturenames:
         metafunc.parametrize("size_bytes", [BUFFER_BYTES[kind]], ids=[f"{BUFFER_BYTES[kind] // 2**20}MiB"])
-    if "model" in metafunc.fixturenames and not hasattr(metafunc.module, "pytest_generate_tests"):
+    if "model" in metafunc.fixturenames:
         given = metafunc.config.stash[settings_key].model
         models = (given,) if given else getattr(metafunc.module, "MODELS", LLMS)[kind]
         metafunc.parametrize("model", models, ids=[Path(model).name for model in models])

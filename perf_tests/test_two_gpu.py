@@ -1,16 +1,15 @@
 """What are two GPUs worth: as room for a larger model, and working on it together?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from pytest_gpuperf import Device, Recorder
 from pytest_gpuperf.workloads.energy import record_energy
-from pytest_gpuperf.workloads.models import is_hub_id
 from pytest_gpuperf.workloads.requests import Load, gpu_busy_share
 from pytest_gpuperf.workloads.scaling import measure_alone
 from pytest_gpuperf.workloads.transformers import Generator, half_precision
-from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
+from pytest_gpuperf.workloads.vllm import EngineConfig, StartEngine
 
 MODELS = {"cuda": ("llama-3-8b", "llama-2-70b"), "cpu": ("tiny",)}
 HALVES = Load(requests=32, prompt_tokens=128, output_tokens=256)
@@ -38,25 +37,17 @@ def test_transformers_in_halves(perf: Recorder, gpus: Sequence[Device], model: s
     for number, peak in enumerate(peak_bytes):
         if peak is not None:
             perf.record(f"peak_memory_{number}", peak, unit="B", tolerance=0.02)
-    record_energy(perf, generation.output_tokens, region)
+    record_energy(perf, generation.output_tokens, region, gpu_busy_share=share)
     first, second = (part.weight_bytes for part in generator.parts)
     assert abs(first - second) < (first + second) / generator.shape.layers
 
 
 @pytest.mark.gpu(count=2)
 @pytest.mark.perf(tolerance=0.05)
-def test_vllm_tensor_parallel(
-    perf: Recorder, gpus: Sequence[Device], vllm_engine: Callable[[EngineConfig], Engine], model: str
-) -> None:
+def test_vllm_tensor_parallel(perf: Recorder, gpus: Sequence[Device], vllm_engine: StartEngine, model: str) -> None:
     """Against each GPU alone, where the model fits on one; what our own loop adds is 1 % or less."""
-    config = EngineConfig(
-        model=model,
-        dtype=half_precision(gpus[0]),
-        tensor_parallel_size=2,
-        max_model_len=512,
-        load_format="auto" if is_hub_id(model) else None,
-    )
-    alone = measure_alone(config, TENSOR_PARALLEL, devices=gpus)
+    config = EngineConfig(model=model, dtype=half_precision(gpus[0]), tensor_parallel_size=2, max_model_len=512)
+    alone = measure_alone(vllm_engine, config, TENSOR_PARALLEL, devices=gpus)
     engine = vllm_engine(config)
     engine.generate(TENSOR_PARALLEL)  # the first pass is slower
     with perf.region("generate") as region:
@@ -70,5 +61,5 @@ def test_vllm_tensor_parallel(
         perf.record("gpu_step_time", profiled.step_s, unit="s", tolerance=0.03)
     for name, value in scaling.figures().items():
         perf.record(name, value, unit="x", better="higher", tolerance=0.1, gpu_busy_share=share)
-    record_energy(perf, generation.output_tokens, region)
+    record_energy(perf, generation.output_tokens, region, gpu_busy_share=share)
     assert generation.driver_share < 0.01

@@ -1,14 +1,13 @@
 """How fast does vLLM answer: many requests at once, and one at a time?"""
 
-from collections.abc import Callable
-
 import msgspec
 import pytest
 
 from pytest_gpuperf import Device, Recorder
 from pytest_gpuperf.workloads.energy import record_energy
 from pytest_gpuperf.workloads.requests import Load, gpu_busy_share, in_sequence
-from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
+from pytest_gpuperf.workloads.transformers import half_precision
+from pytest_gpuperf.workloads.vllm import EngineConfig, StartEngine
 
 MODELS = {"cuda": ("tinyllama-1.1b", "llama-3-8b"), "cpu": ("tiny",)}
 #: Whole batches of 256, which take 5 s and more on an H100: the energy counter needs them.
@@ -26,12 +25,12 @@ SINGLE = {
 
 
 def _config(model: str, gpu: Device) -> EngineConfig:
-    return EngineConfig(model=model, max_model_len=512, enforce_eager=gpu.kind == "cpu")
+    return EngineConfig(model=model, dtype=half_precision(gpu), max_model_len=512, enforce_eager=gpu.kind == "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.perf(tolerance=0.05)
-def test_throughput(perf: Recorder, gpu: Device, vllm_engine: Callable[[EngineConfig], Engine], model: str) -> None:
+def test_throughput(perf: Recorder, gpu: Device, vllm_engine: StartEngine, model: str) -> None:
     """Every request gets all of its tokens, and what our own loop adds to vLLM's is 1 % or less."""
     engine, load = vllm_engine(_config(model, gpu)), MANY[gpu.kind]
     load = msgspec.structs.replace(load, requests=REQUESTS.get(model, load.requests))
@@ -44,7 +43,7 @@ def test_throughput(perf: Recorder, gpu: Device, vllm_engine: Callable[[EngineCo
     perf.record("requests", generation.requests_per_s, unit="req/s", gpu_busy_share=share)
     perf.record("latency_p50", generation.latency_s(50), unit="s", gpu_busy_share=share)
     perf.record("load_time", engine.load_time_s, unit="s", tolerance=0.9)  # 16 to 55 s on one machine
-    record_energy(perf, generation.output_tokens, region)
+    record_energy(perf, generation.output_tokens, region, gpu_busy_share=share)
     if profiled:
         perf.record("gpu_step_time", profiled.step_s, unit="s", tolerance=0.03)
     memory_bytes = region.telemetry.memory_used_bytes
@@ -56,7 +55,7 @@ def test_throughput(perf: Recorder, gpu: Device, vllm_engine: Callable[[EngineCo
 
 @pytest.mark.gpu
 @pytest.mark.perf(tolerance=0.1)
-def test_single_request(perf: Recorder, gpu: Device, vllm_engine: Callable[[EngineConfig], Engine], model: str) -> None:
+def test_single_request(perf: Recorder, gpu: Device, vllm_engine: StartEngine, model: str) -> None:
     """A token comes no sooner than its first."""
     engine = vllm_engine(_config(model, gpu))
     load, repeats = SINGLE[gpu.kind]

@@ -379,7 +379,7 @@ def _judged(record: TestRecord, file: BaselineFile | None, visit: str | None, pr
     ill = health(telemetry) if telemetry else None
     if ill is None:
         return found
-    words = f"{found.words}; {ill}" if found.words else ill
+    words = f"{found.words}; {ill}" if found.is_off else ill  # one that is as usual explains nothing
     return dataclasses.replace(found, verdict=replace(found.verdict, status="INVALID", reason=words), words=words)
 
 

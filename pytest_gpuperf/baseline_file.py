@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pytest_gpuperf.errors import BaselineError
-from pytest_gpuperf.records import SCHEMA, BaselineFile, Environment, MetricBaseline, Record
+from pytest_gpuperf.records import SCHEMA, BaselineFile, BaselineRun, Environment, MetricBaseline, Record
 
 #: A larger file is refused unread. 20 sessions take about 8 kB, so this is room for 2,000 metrics in one module.
 LARGEST_FILE_BYTES = 16_000_000
@@ -205,9 +205,32 @@ def _metric(node: object, place: str, environments: Collection[str]) -> MetricBa
             raise ValueError(f"{place}.sessions[{i}].environment {session.environment!r} is not in $.environments")
         if not session.runs:
             raise ValueError(f"{place}.sessions[{i}].runs is empty")
-        if zero := [j for j, run in enumerate(session.runs) if run.value == 0]:
-            raise ValueError(f"{place}.sessions[{i}].runs[{zero[0]}].value is 0, and a measured value never is")
+        for j, run in enumerate(session.runs):
+            _check_run(run, f"{place}.sessions[{i}].runs[{j}]", is_curve=baseline.method.mode == "curve")
+    if baseline.configuration is not None:
+        _check_configuration(baseline.configuration, f"{place}.configuration")
     return baseline
+
+
+def _check_run(run: BaselineRun, place: str, *, is_curve: bool) -> None:
+    if run.value == 0:
+        raise ValueError(f"{place}.value is 0, and a measured value never is")
+    if run.gpu_busy_share is not None and run.gpu_busy_share > 1:
+        raise ValueError(f"{place}.gpu_busy_share is {run.gpu_busy_share:g}, and a share is 1 at most")
+    if is_curve and not run.points:
+        raise ValueError(f"{place} has no points, and its metric is a curve")
+    for size, value in (run.points or {}).items():
+        if not re.fullmatch(r"[1-9][0-9]{0,18}", size):
+            raise ValueError(f"{place}.points has the size {size!r}, and a size is a whole number above zero")
+        if value == 0:
+            raise ValueError(f"{_step(f'{place}.points', size)} is 0, and a measured value never is")
+
+
+def _check_configuration(configuration: dict[str, str], place: str) -> None:
+    if not configuration:
+        raise ValueError(f"{place} is empty")
+    if empty := [name for name, text in configuration.items() if not (name.strip() and text.strip())]:
+        raise ValueError(f"{place} has no value for {empty[0]!r}")
 
 
 def dumps(file: BaselineFile) -> bytes:

@@ -192,7 +192,9 @@ def _appended(file: BaselineFile, run: RunInfo, record: TestRecord, measurement:
     *before, last = old.sessions
     joined = replace(last, runs=last.runs + new.sessions[0].runs)
     sessions = (*before, joined) if _is_same_visit(last, new.sessions[0]) else (*before, last, *new.sessions)
-    return replace(new, sessions=_thinned(sessions), reason=old.reason)
+    # A setting that one run does not name is still that of the others.
+    configuration = {**(old.configuration or {}), **(new.configuration or {})} or None
+    return replace(new, sessions=_thinned(sessions), configuration=configuration, reason=old.reason)
 
 
 def _is_same_visit(one: Session, other: Session) -> bool:
@@ -298,9 +300,10 @@ def _refusal(record: TestRecord, verdict: Verdict, reason: str | None) -> str | 
 
 
 def _needs_reason(verdict: Verdict) -> bool:
+    if verdict.is_host_limited and verdict.status != "INCOMPARABLE":
+        return False  # what the host does to such a metric is its usual noise, for better or worse
     if verdict.status == "INCONCLUSIVE":  # recorded, slowdowns too small to be sure of would become the usual noise
-        is_gated = not verdict.is_host_limited  # what the host does to such a metric is its usual noise
-        return is_gated and verdict.change is not None and verdict.change > verdict.tolerance
+        return verdict.change is not None and verdict.change > verdict.tolerance
     return verdict.status in ("REGRESSED", "IMPROVED", "INCOMPARABLE")
 
 

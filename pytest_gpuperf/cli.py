@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from pytest_gpuperf import baseline_file, baseline_store
+from pytest_gpuperf.curves import means
 from pytest_gpuperf.errors import GpuperfError, UsageError
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.priors import read_priors
@@ -104,11 +105,18 @@ def _baseline_lines(folder: str, file: BaselineFile, test: str, metric: str, bas
     lines = [f"{file.module}::{test} {metric} ({folder}; {baseline.method}; {baseline.better} is better)"]
     if baseline.reason:
         lines.append(f"  accepted: {baseline.reason}")
+    if baseline.configuration:
+        lines.append(f"  configuration: {', '.join(f'{name} {text}' for name, text in baseline.configuration.items())}")
     for session in baseline.sessions:
         values = ", ".join(format_value(run.value, baseline.unit) for run in session.runs)
         clocks = [run.sm_clock_mhz for run in session.runs if run.sm_clock_mhz is not None]
         clock = f", SM clock {sum(clocks) / len(clocks):.0f} MHz" if clocks else ""
         lines.append(f"  {session.date[:10]} {session.commit or '-'} on {'+'.join(session.devices)}: {values}{clock}")
+    points = means([run for session in baseline.sessions for run in session.runs])
+    if points:
+        lines.append(
+            "  by size: " + ", ".join(f"{size}: {format_value(points[size], baseline.unit)}" for size in points)
+        )
     return lines
 
 
@@ -127,7 +135,8 @@ def diff(
             *notes(records, record_command=baseline_command("record", baselines_root.absolute(), results.absolute())),
         ]
     )
-    statuses = {verdict.status for record in records for verdict in record.verdicts}
+    verdicts = [verdict for record in records for verdict in record.verdicts]
+    statuses = {v.status for v in verdicts if not (v.is_host_limited and v.status == "INCONCLUSIVE")}
     if "REGRESSED" in statuses:
         return REGRESSION
     return GOOD if statuses <= {"PASS", "IMPROVED"} else NOT_SETTLED

@@ -3,6 +3,7 @@
 Light to import, because every start of pytest pays for it: what only a test that measures needs is imported inside.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class Settings:
         anchors: Whether to measure anchors; `auto`: on a GPU.
         expectations: What published figures do where there is no baseline.
         model: What language-model tests run instead of their own models: a preset, a folder, or a hub id.
+        vllm_args: Further arguments of vLLM, for every engine that the fixture starts.
         tuned: A configuration that `gpuperf tune` found, for the tests that compare it with the default.
         disable: Skip the tests that measure.
     """
@@ -70,6 +72,7 @@ class Settings:
     anchors: AnchorsChoice
     expectations: ExpectationsChoice
     model: str | None
+    vllm_args: dict[str, object]
     tuned: Path | None
     disable: bool
 
@@ -131,6 +134,11 @@ def _add_model_options(group: pytest.OptionGroup) -> None:
         default="show",
         help="what published figures of the same model and GPU do where there is no baseline (default: show)",
     )
+    add(
+        "--gpuperf-vllm-args",
+        metavar="JSON",
+        help="further arguments of vLLM for every engine, such as '{\"disable_custom_all_reduce\": true}'",
+    )
     add("--gpuperf-tuned", metavar="FILE", help="a configuration of vLLM that gpuperf tune found, to test")
     add(
         "--gpuperf-model",
@@ -168,6 +176,7 @@ def read_settings(config: pytest.Config) -> Settings:
         expectations=option("--gpuperf-expectations"),
         tuned=_tuned(option("--gpuperf-tuned"), config.invocation_params.dir),
         model=_model(option("--gpuperf-model"), config.invocation_params.dir),
+        vllm_args=_vllm_args(option("--gpuperf-vllm-args")),
         disable=option("--gpuperf-disable"),
     )
 
@@ -246,6 +255,24 @@ def _model(text: str | None, folder: Path) -> str | None:
         except UsageError as error:
             raise pytest.UsageError(f"--gpuperf-model: {error}") from None
     return text
+
+
+def _vllm_args(text: str | None) -> dict[str, object]:
+    if text is None:
+        return {}
+    from pytest_gpuperf.workloads.vllm_config import check_options
+
+    try:
+        arguments = json.loads(text)
+    except ValueError as error:
+        raise pytest.UsageError(f"--gpuperf-vllm-args is no JSON ({error}): {text}") from None
+    if not isinstance(arguments, dict):
+        raise pytest.UsageError(f"--gpuperf-vllm-args is no JSON object of names and values: {text}")
+    try:
+        check_options(arguments)
+    except UsageError as error:
+        raise pytest.UsageError(f"--gpuperf-vllm-args: {error}") from None
+    return arguments
 
 
 def _seconds(text: str | None) -> float | None:

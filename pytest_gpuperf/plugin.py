@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # imported where a test measures: a run without such tests do
     from pytest_gpuperf.records import ClockName, Measurement, Mode, TestKey, TestRecord
     from pytest_gpuperf.report.controller import Controller
     from pytest_gpuperf.run import Run
-    from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
+    from pytest_gpuperf.workloads.vllm import EngineConfig, StartEngine
 
 settings_key = pytest.StashKey[Settings]()
 #: Set by a conftest's `pytest_configure` to measure on something else, such as `testing.fake_machine()`.
@@ -369,28 +369,43 @@ def gpu_monitor(
 @pytest.fixture
 def vllm_engine(
     request: pytest.FixtureRequest, perf: "Recorder", gpus: "tuple[Device, ...]"
-) -> "Iterator[Callable[[EngineConfig], Engine]]":
+) -> "Iterator[StartEngine]":
     """Start vLLM on the devices of the test: `engine = vllm_engine(EngineConfig(model="llama-3-8b"))`.
 
     It runs in a process of its own and is closed when the test ends; its settings become part of the results' identity.
+    `vllm_engine(config, devices=gpus[:1])` starts it on some of them.
     """
     from pytest_gpuperf.workloads.vllm import Engine
+    from pytest_gpuperf.workloads.vllm_config import with_options
 
     run = run_of(request.config)
-    engines: list[Engine] = []
 
-    def start(config: "EngineConfig") -> Engine:
-        folder = request.config.rootpath / ".gpuperf"
-        engine = Engine(config, devices=gpus, nvml=run.machine.nvml, folder=folder)
-        engines.append(engine)
+    def start(config: "EngineConfig", *, devices: "Sequence[Device] | None" = None) -> Engine:
+        config = with_options(config, run.settings.vllm_args)
+        held = _held(devices, gpus)
+        engine = Engine(config, devices=held, nvml=run.machine.nvml, folder=request.config.rootpath / ".gpuperf")
+        engines.callback(_close, engine)
         engine.__enter__()
         perf.configure(engine.configuration)
         return engine
 
-    yield start
-    with _as_failure():
-        notes = [engine.close().note for engine in reversed(engines)]
-    run.notes += [f"{request.node.name}: {note}" for note in notes if note]
+    def _close(engine: Engine) -> None:
+        if note := engine.close().note:
+            run.notes.append(f"{request.node.name}: {note}")
+
+    with _as_failure(), ExitStack() as engines:  # each is closed, whatever the others do
+        yield start
+
+
+def _held(devices: "Sequence[Device] | None", gpus: "tuple[Device, ...]") -> "Sequence[Device]":
+    """Refuse devices that the test has not leased: somebody else may have."""
+    if devices is None:
+        return gpus
+    strangers = [f"{device.name} ({device.uuid})" for device in devices if device not in gpus]
+    if strangers or not devices:
+        named = strangers[0] if strangers else "no device"
+        raise UsageError(f"vllm_engine(devices=...) names {named}, and this test holds others. Take them from `gpus`.")
+    return devices
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from statistics import geometric_mean
 from types import TracebackType
 
@@ -200,6 +200,7 @@ class Recorder:
         x: str,
         end: str | None = None,
         better: Better | None = None,
+        contradicts_unit: bool = False,
         tolerance: object = None,
         gpu_busy_share: float | None = None,
     ) -> Measurement:
@@ -212,6 +213,7 @@ class Recorder:
             x: What the sizes are of, such as `batch size`.
             end: Why there is no larger size, such as `out of memory at 256`; `None` where all ran.
             better: See `record`.
+            contradicts_unit: See `record`.
             tolerance: See `record`.
             gpu_busy_share: See `record`; of all sizes together.
 
@@ -223,9 +225,13 @@ class Recorder:
         self._check_new(metric, unit)
         if not points:
             raise UsageError(f"The curve {metric!r} has no point{f': {end}' if end else ''}.")
-        if wrong := [size for size in points if isinstance(size, bool) or not isinstance(size, int) or size <= 0]:
+        if not isinstance(x, str) or not x.strip():
+            raise UsageError(
+                f"x={x!r} of {metric} does not say what the sizes are of. Write 'batch size', 'tokens', ..."
+            )
+        if wrong := [size for size in points if not _is_size(size)]:
             raise UsageError(f"{x} {wrong[0]!r} of {metric} is not a whole number above zero.")
-        based = {size: _in_base(f"{metric} at {x} {size}", value, unit) for size, value in sorted(points.items())}
+        based = {int(size): _in_base(f"{metric} at {x} {size}", points[size], unit) for size in sorted(points)}
         values = {str(size): value for size, (value, _) in based.items()}
         share = None if gpu_busy_share is None else _share(metric, gpu_busy_share)
         return self._add(
@@ -233,7 +239,7 @@ class Recorder:
                 metric=metric,
                 value=geometric_mean(values.values()),
                 unit=to_base(1.0, unit)[1],
-                better=direction(unit, better=better),
+                better=direction(unit, better=better, contradicts_unit=contradicts_unit),
                 kind="host" if is_host_limited(share) else "end-to-end",
                 method=Method(clock="wall", mode="curve"),
                 tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
@@ -305,6 +311,11 @@ def _share(metric: str, gpu_busy_share: object) -> float:
     if number is None or number > 1:
         raise UsageError(f"gpu_busy_share={gpu_busy_share!r} of {metric} is not a share from 0 to 1.")
     return number
+
+
+def _is_size(size: object) -> bool:
+    """Whether this is a whole number above zero, numpy's too."""
+    return not isinstance(size, bool) and isinstance(size, Integral) and int(size) > 0
 
 
 def _check_name(metric: object) -> None:

@@ -19,6 +19,7 @@ from pytest_gpuperf.analysis.levels import Levels, levels, observations
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.processes import run_group
 from pytest_gpuperf.records import (
+    Curve,
     Environment,
     Hardware,
     Measurement,
@@ -143,7 +144,15 @@ def test_fresh_processes_of_a_test_are_kept_each(tmp_path: Path) -> None:
     assert [(point.attempt, point.value) for point in points_of(place(tmp_path))] == [(0, 1e-3), (1, 2e-3), (2, 3e-3)]
 
 
-@pytest.mark.parametrize("changes", [{"unit": "B"}, {"method": replace(COLD, mode="hot")}, {"better": "higher"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unit": "B"},
+        {"method": replace(COLD, mode="hot")},
+        {"better": "higher"},
+        {"curve": Curve(x="batch size", points={"1": 1e-3})},
+    ],
+)
 def test_another_identity_is_another_series(tmp_path: Path, changes: dict[str, Any]) -> None:
     add(place(tmp_path), results(0), results(1, record(measurement(**changes))))
     with open_history(place(tmp_path)) as history:

@@ -253,6 +253,13 @@ def test_the_illness_of_the_device_is_named_with_the_anchor_that_is_off() -> Non
     assert verdict.reason.endswith("(3 are allowed); thermal slowdown by the hardware for 100 % of the time")
 
 
+@pytest.mark.parametrize("sessions", [4, 8])
+def test_an_anchor_that_is_as_usual_on_an_unwell_device_is_explained_by_the_illness_alone(sessions: int) -> None:
+    verdict = judge_anchors(unwell(GEMM_S), file_of(sessions), visit="now")
+    (told,) = verdict.records[0].verdicts
+    assert (told.status, told.reason) == ("INVALID", "thermal slowdown by the hardware for 100 % of the time")
+
+
 @pytest.mark.parametrize("sessions", [0, 4, 8])
 def test_an_anchor_of_an_unwell_device_is_never_recorded_even_if_it_is_not_off(sessions: int) -> None:
     verdict = judge_anchors(unwell(GEMM_S), file_of(sessions) if sessions else None, visit="now")

@@ -216,6 +216,50 @@ def test_a_session_of_an_unlisted_environment_is_an_error(root: Path, tree: dict
         read(saved(root / "a.json", spoilt(tree, environment="ffff")))
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"eight": 1.0}, "runs[0].points has the size 'eight', and a size is a whole number above zero"),
+        ({"08": 1.0}, "runs[0].points has the size '08'"),
+        ({"0": 1.0}, "runs[0].points has the size '0'"),
+        ({"8": 0.0}, "runs[0].points['8'] is 0, and a measured value never is"),
+        ({"8": -1.0}, "runs[0].points['8'] is -1.0, but no number in a baseline is negative"),
+        ({"8": "fast"}, "runs[0].points[...]: Expected `float`, got `str`"),
+        ({}, "runs[0] has no points, and its metric is a curve"),
+    ],
+)
+def test_points_of_a_curve_that_cannot_be_are_named_with_their_place(
+    root: Path, tree: dict[str, Any], changes: dict[str, Any], complaint: str
+) -> None:
+    tree["tests"]["test_a"]["m0"]["method"]["mode"] = "curve"
+    text = spoilt(tree, runs=[{"value": 1.0, "points": changes}])
+    with pytest.raises(BaselineError) as caught:
+        read(saved(root / "a.json", text))
+    assert f"$.tests.test_a.m0.sessions[0].{complaint}" in str(caught.value)
+
+
+def test_share_above_one_is_an_error(root: Path, tree: dict[str, Any]) -> None:
+    with pytest.raises(BaselineError, match=r"runs\[0\]\.gpu_busy_share is 62, and a share is 1 at most"):
+        read(saved(root / "a.json", spoilt(tree, runs=[{"value": 1.0, "gpu_busy_share": 62.0}])))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "complaint"),
+    [
+        ({}, "is empty"),
+        ({"model": " "}, "has no value for 'model'"),
+        ({"seqs": 256}, "[...]: Expected `str`, got `int`"),
+    ],
+)
+def test_configuration_that_says_nothing_is_an_error(
+    root: Path, tree: dict[str, Any], configuration: dict[str, Any], complaint: str
+) -> None:
+    tree["tests"]["test_a"]["m0"]["configuration"] = configuration
+    with pytest.raises(BaselineError) as caught:
+        read(saved(root / "a.json", json.dumps(tree)))
+    assert f"$.tests.test_a.m0.configuration{' ' if complaint[0] != '[' else ''}{complaint}" in str(caught.value)
+
+
 def test_merge_markers_are_called_so(root: Path) -> None:
     text = SOUND.replace('  "module"', '<<<<<<< HEAD\n  "module"', 1)
     with pytest.raises(BaselineError, match=r"merge markers: '<<<<<<< HEAD' in line \d+\. Resolve the merge"):
@@ -315,7 +359,10 @@ RUNS = st.builds(
     sm_clock_mhz=NOT_NEGATIVE,
     power_w=NOT_NEGATIVE,
     run_id=st.none() | WORDS,
+    gpu_busy_share=st.none() | st.floats(0, 1),
+    points=st.dictionaries(st.integers(1, 2**40).map(str), POSITIVE, min_size=1, max_size=3),
 )
+SETTINGS = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=8)
 ENVIRONMENTS = st.builds(
     Environment,
     hardware=st.builds(
@@ -350,6 +397,7 @@ def metrics(keys: list[str]) -> st.SearchStrategy[MetricBaseline]:
         kind=st.sampled_from(get_args(Kind)),
         method=st.builds(Method, clock=st.sampled_from(get_args(ClockName)), mode=st.sampled_from(get_args(Mode))),
         sessions=st.lists(sessions(keys), min_size=1, max_size=3).map(tuple),
+        configuration=st.none() | st.dictionaries(SETTINGS, SETTINGS, min_size=1, max_size=2),
         reason=st.none() | WORDS,
     )
 

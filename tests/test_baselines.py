@@ -212,6 +212,25 @@ def test_accepting_begins_an_epoch_of_this_run_alone_with_its_reason() -> None:
     assert epoch(file).reason == "exact softmax"
 
 
+def test_a_setting_that_a_later_run_does_not_name_stays() -> None:
+    first = with_value(1.0, configuration={"model": "gpt2", "dtype": "bfloat16"})
+    file = append(None, RUN, first, ["m0"])
+    file = append(file, later("s"), with_value(1.0, configuration={"dtype": "bfloat16", "seqs": "256"}), ["m0"])
+    file = append(file, later("t"), with_value(1.0), ["m0"])
+    assert epoch(file).configuration == {"model": "gpt2", "dtype": "bfloat16", "seqs": "256"}
+    with pytest.raises(UsageError, match="another configuration than its baseline: model tiny, baseline gpt2"):
+        append(file, later("u"), with_value(1.0, configuration={"model": "tiny"}), ["m0"])
+
+
+@pytest.mark.parametrize(
+    ("status", "action"), [("IMPROVED", "recorded"), ("INCONCLUSIVE", "recorded"), ("INVALID", "refused")]
+)
+def test_what_the_host_does_to_a_metric_that_it_limits_is_recorded(root: Path, status: Status, action: str) -> None:
+    record = judged(status)
+    verdicts = tuple(replace(one, change=0.5, is_host_limited=True) for one in record.verdicts)
+    assert actions(plan(root, RUN, [replace(record, verdicts=verdicts)], accept_reason=None).changes) == [action]
+
+
 def test_the_reason_stays_while_the_epoch_grows() -> None:
     file = accept(None, RUN, with_value(9.0), ["m0"], "exact softmax")
     after = append(file, later("s", "v1"), with_value(8.0), ["m0"])

@@ -19,6 +19,7 @@ from pytest_gpuperf.judge import ALPHA, CONFIRMED, judge
 from pytest_gpuperf.priors import package_priors
 from pytest_gpuperf.records import (
     BaselineRun,
+    Curve,
     Environment,
     Hardware,
     Kind,
@@ -99,6 +100,16 @@ def test_value_is_the_geometric_mean() -> None:
 
 
 @pytest.mark.usefixtures("few_games")
+def test_curve_that_ended_early_once_is_no_noise() -> None:
+    method = Method(clock="wall", mode="curve")
+    whole = Curve(x="batch size", points={"1": 1.0, "2": 4.0})
+    early = Curve(x="batch size", points={"1": 1.0})
+    curves = [measured(2.0, method=method, curve=whole)] * 3 + [measured(1.0, method=method, curve=early)]
+    found = calibrated(processes(*(record(one) for one in curves)))
+    assert found.value == pytest.approx(1.0)
+    assert found.between == pytest.approx(0.0)
+
+
 def test_noise_between_runs_is_the_standard_deviation_of_the_logarithms() -> None:
     expected = statistics.stdev(math.log(value) for value in VALUES)
     assert of_values(*VALUES).between == pytest.approx(expected)

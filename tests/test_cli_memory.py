@@ -44,7 +44,7 @@ def test_every_part_is_a_line_with_what_it_is_made_of() -> None:
     ]
     assert row(lines, "weights") == "weights            16.06 GB"
     assert row(lines, "KV cache") == "KV cache           1.076 GB  513 blocks of 16, 268.4 MB a request"
-    assert row(lines, "activations") == "activations        906.0 MB  peak of a step"
+    assert row(lines, "activations") == "activations        1.174 GB  peak of a step"
     assert "7 graphs" in row(lines, "CUDA graphs")
     assert re.fullmatch(r"total +\d\d\.\d\d GB", row(lines, "total"))
 
@@ -61,6 +61,7 @@ def test_transformers_has_no_blocks_and_no_graphs() -> None:
     assert row(lines, "KV cache").endswith("37.75 MB a request")
     assert row(lines, "activations").endswith("peak while all prompts are read")
     assert row(lines, "CUDA graphs").split() == ["CUDA", "graphs", "0", "B"]
+    assert row(lines, "allocator").endswith("freed, and kept by torch's allocator")
 
 
 def test_default_length_is_the_models_limit_where_that_is_short() -> None:

@@ -140,7 +140,7 @@ def test_the_table_has_the_prices_that_were_published() -> None:
         "p3.2xlarge": ("V100-SXM2-16GB", 1, 3.06, "USD"),
         "p4d.24xlarge": ("A100-SXM-40", 8, 32.77, "USD"),
     }
-    assert all(one.date and one.source for one in read_prices())
+    assert all((one.date or one.retrieved) and one.source for one in read_prices())
 
 
 @pytest.mark.parametrize("gpu", ["T4", "Tesla T4", "NVIDIA L4", "A10G", "V100", "A100", "NVIDIA A100-SXM4-40GB"])
@@ -319,7 +319,7 @@ def test_block_of_costs_fits_80_columns() -> None:
     lines = [line.text for line in cost_lines(found)]
     assert lines == [
         "NVIDIA A100-SXM4-40GB at $4.096 per GPU-hour",
-        "  a GPU's share of p4d.24xlarge with 8, price of 2025-05",
+        "  a GPU's share of p4d.24xlarge with 8, price as retrieved 2026-11",
         "  While the machine's other GPUs stand idle, it costs 8 times as much.",
         "                                          tok/s   per 1M tok     tok per $  busy",
         "test_llm.py::test_it",
@@ -344,6 +344,19 @@ def test_long_metric_has_a_line_of_its_own() -> None:
     lines = [line.text for line in cost_lines([cost(metric="m" * 60)])]
     assert lines[-2] == f" {'m' * 60}"
     assert lines[-1].split()[0] == "1,000"
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ({"date": "2026-06", "retrieved": "2026-11"}, "  box, price of 2026-06"),
+        ({"retrieved": "2026-11"}, "  box, price as retrieved 2026-11"),
+        ({}, "  box"),
+    ],
+)
+def test_price_says_when_it_was_one_as_far_as_that_is_known(when: dict[str, str], words: str) -> None:
+    here = Price(instance="box", gpu="H100", count=1, per_hour=2.0, **when)
+    assert cost_lines([Cost(throughput=throughput(), price=here)])[1].text == words
 
 
 def test_other_currency_is_named() -> None:

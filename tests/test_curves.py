@@ -9,8 +9,16 @@ import pytest
 from harness import CONFIRMING, Suite, gpuperf, results_of, verdicts_of
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from pytest_gpuperf.curves import KNEE_GAIN, judge_curve, knee, optimum
+from pytest_gpuperf.curves import (
+    KNEE_GAIN,
+    at_shared_sizes,
+    baseline_at_shared_sizes,
+    judge_curve,
+    knee,
+    optimum,
+)
 from pytest_gpuperf.records import (
     BaselineRun,
     Curve,
@@ -124,6 +132,22 @@ def test_one_size_that_collapses_is_red_though_the_mean_is_not() -> None:
     assert verdict.remark.endswith("the shape changed: batch size 32 +12 %, all together +3.8 %")
 
 
+def test_size_beyond_its_tolerance_that_noise_leaves_open_is_no_pass() -> None:
+    def noisy(runs: Sequence[Measurement], baseline: MetricBaseline | None, share: float) -> Verdict:
+        found = Ruler()(runs, baseline, share)
+        return (
+            replace(found, status="INCONCLUSIVE") if found.status == "REGRESSED" else replace(found, is_low_power=True)
+        )
+
+    now = {**RATES, 32: RATES[32] / 1.12}
+    verdict = judge_curve([run(now)], accepted(RATES), noisy)
+    assert (verdict.status, verdict.is_low_power) == ("INCONCLUSIVE", False)
+    assert verdict.reason == "batch size 32: 0.120. The curve as a whole: 0.038."
+    assert judge_curve([run({**RATES, 32: RATES[32] / 1.04})], accepted(RATES), noisy).status == "PASS"
+    fresh = [run(now)] * 3  # of many sizes one is often beyond: fresh runs that are sure of none decide by the mean
+    assert judge_curve(fresh, accepted(RATES), noisy).status == "PASS"
+
+
 def test_remark_names_best_size_and_knee_with_that_of_the_baseline() -> None:
     flat = {1: 100.0, 8: 700.0, 32: 720.0, 64: 725.0}
     steep = {1: 100.0, 8: 700.0, 32: 1720.0, 64: 1721.0}
@@ -173,6 +197,20 @@ def test_unwell_gpu_is_no_question_of_sizes(status: Status) -> None:
     assert ruler.shares == [0.5]
 
 
+def test_values_of_curves_of_unlike_lengths_are_those_of_the_sizes_that_all_have() -> None:
+    assert [one.value for one in at_shared_sizes([run({1: 2.0, 2: 8.0, 4: 9.0}), run({1: 2.0, 2: 8.0})])] == [
+        pytest.approx(4.0)
+    ] * 2
+    sessions = baseline_at_shared_sizes(accepted({1: 2.0, 2: 8.0, 4: 9.0}, {1: 2.0, 2: 8.0})).sessions
+    assert [one.runs[0].value for one in sessions] == [pytest.approx(4.0)] * 2
+
+
+def test_values_that_have_no_size_in_common_stay() -> None:
+    assert [one.value for one in at_shared_sizes([run({1: 2.0}), run({2: 8.0})])] == [1.0, 1.0]
+    single = MetricBaseline(unit="s", better="lower", kind="end-to-end", method=CURVE, sessions=accepted(None).sessions)
+    assert baseline_at_shared_sizes(single) == single
+
+
 # As a user sees it
 
 SWEEP = """
@@ -210,6 +248,30 @@ def test_collapse_at_one_size_is_confirmed_and_fails_with_its_name(pytester: pyt
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*the shape changed: batch size 32*"])
     assert verdicts_of(pytester)["test_batch throughput"].runs == 3
+
+
+def test_collapse_that_one_run_cannot_tell_from_noise_is_measured_again_and_named(pytester: pytest.Pytester) -> None:
+    sizes = {2**i: 100.0 * 1.8**i for i in range(9)}
+    for _ in range(5):
+        sweep(sizes).record(pytester)
+    result = sweep({**sizes, 32: sizes[32] / 1.15}).run(pytester, *CONFIRMING)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*  batch size 32: 15 % slower (*), tolerance 5.0 %. The curve as a whole: *"])
+    assert verdicts_of(pytester)["test_batch throughput"].status == "REGRESSED"
+
+
+def test_end_that_came_early_is_what_the_failure_says(pytester: pytest.Pytester) -> None:
+    for _ in range(3):
+        sweep(RATES).record(pytester)
+    result = sweep({1: 590.0, 8: 4193.0}, END="out of memory at 32").run(pytester, *CONFIRMING)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*  the curve ends at batch size 8 (out of memory at 32), at 32 in the baseline. *"])
+
+
+def test_baseline_of_a_curve_is_shown_by_size(pytester: pytest.Pytester) -> None:
+    sweep(RATES).record(pytester)
+    shown = gpuperf("baseline", "show").output.splitlines()
+    assert "  by size: 1: 590.0 tok/s, 8: 4193 tok/s, 32: 14982 tok/s" in shown
 
 
 def test_accepting_a_curve_keeps_its_points(pytester: pytest.Pytester) -> None:

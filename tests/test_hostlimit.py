@@ -1,7 +1,7 @@
 """A metric that the host sets the pace of: said, noted, and no reason for red."""
 
 import pytest
-from harness import CONFIRMING, Suite, verdicts_of
+from harness import CONFIRMING, Suite, gpuperf, verdicts_of
 
 from pytest_gpuperf.hostlimit import is_host_limited, limited
 from pytest_gpuperf.records import BaselineRun, Measurement, Method, MetricBaseline, Session, Status, Verdict
@@ -99,6 +99,13 @@ def test_gpu_that_waits_where_it_did_not_is_red(pytester: pytest.Pytester) -> No
     result = serving("0.6", "2e-3").run(pytester, *CONFIRMING)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*limited by the host: GPU busy 60 % of the time, 97 % in the baseline*"])
+
+
+def test_what_the_host_alone_decides_is_settled_for_baseline_diff(pytester: pytest.Pytester) -> None:
+    serving("0.5").record(pytester)
+    serving("0.5", "2e-3").run(pytester)
+    assert verdicts_of(pytester)["test_serve throughput"].status == "INCONCLUSIVE"
+    assert gpuperf("baseline", "diff").code == 0
 
 
 def test_new_sessions_of_a_host_limited_metric_are_recorded_whatever_they_are(pytester: pytest.Pytester) -> None:

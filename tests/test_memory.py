@@ -1,7 +1,9 @@
 """What a model needs of a GPU's memory: against vLLM's own layers, transformers' own tensors, and by hand."""
 
 import importlib.util
+import json
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pytest_gpuperf.analysis.memory import Estimate, Overhead, Overheads, Quantization, Use, estimate, package_overheads
+from pytest_gpuperf.analysis.memory import (
+    Estimate,
+    Overhead,
+    Overheads,
+    Quantization,
+    Slack,
+    Use,
+    estimate,
+    package_overheads,
+)
 from pytest_gpuperf.analysis.memory_fit import common_gpus, fits_on, largest_batch, memory_of
 from pytest_gpuperf.analysis.memory_parts import (
     captured_graphs,
@@ -168,10 +179,11 @@ def test_sliding_window_bounds_what_a_request_keeps() -> None:
 
 
 def test_activations_of_vllm_are_the_mlp_of_a_full_step() -> None:
-    """llama-3-8b: 8192 tokens x (3 x 14336 + 3 x 4096) x 2 B."""
+    """llama-3-8b: 8192 tokens x (3 x 14336 + 7 x 4096) x 2 B, which vLLM 0.26 logs as 1181116006 B."""
     use = Use(sequence_tokens=1024)
-    assert vllm_activation_bytes(LLAMA, use) == 8192 * (3 * 14336 + 3 * 4096) * 2
-    assert vllm_activation_bytes(LLAMA, replace(use, gpus=2)) == 8192 * (3 * 7168 + 3 * 4096) * 2
+    assert vllm_activation_bytes(LLAMA, use) == 8192 * (3 * 14336 + 7 * 4096) * 2
+    assert vllm_activation_bytes(LLAMA, use) == pytest.approx(1_181_116_006, rel=0.01)
+    assert vllm_activation_bytes(LLAMA, replace(use, gpus=2)) == 8192 * (3 * 7168 + 7 * 4096) * 2
 
 
 def test_logits_of_many_requests_are_the_peak_of_a_small_model() -> None:
@@ -258,6 +270,35 @@ def live_bytes(known: "tuple[torch.Tensor, ...]") -> Any:
 def test_overheads_are_data_with_an_origin(engine: Any) -> None:
     overheads = package_overheads(engine)
     assert all(len(each.origin) > 20 for each in (overheads.context, overheads.nccl, overheads.graph_layer))
+
+
+RECORDED = Path(__file__).parents[1] / "benchmarks/results/2026-11-21-h100-memory-1.json"
+
+
+@pytest.mark.parametrize(
+    "seen", json.loads(RECORDED.read_text()), ids=lambda row: f"{row['part']}-{row['model']}-{row['batch_size']}"
+)
+def test_totals_are_those_that_an_h100_showed(seen: dict[str, Any]) -> None:
+    """What NVML said of 18 runs of transformers and two engines, which the overheads were read from."""
+    is_graphs = seen["part"] == "graphs"
+    engine: Any = "transformers" if seen["part"] == "transformers" else "vllm"
+    use = Use(sequence_tokens=1024, batch_size=seen["batch_size"], engine=engine, is_eager=not is_graphs)
+    found = estimate(SHAPES[seen["model"]], use).fullest
+    kv_bytes = seen["said"]["kv_bytes"]  # vLLM's own choice in the run with graphs
+    assert found.total_bytes - found.kv_bytes + kv_bytes == pytest.approx(seen["used_bytes"], rel=0.05)
+    if engine == "transformers":
+        assert found.weights_bytes == seen["parameter_bytes"]
+    elif not is_graphs:
+        assert (found.kv_bytes, use.batch_size * 64 + 1) == (kv_bytes, seen["blocks"])
+
+
+def test_freed_memory_that_the_allocator_keeps_grows_with_what_comes_and_goes() -> None:
+    use = Use(sequence_tokens=1024, batch_size=8, engine="transformers")
+    found = estimate(
+        LLAMA, use, overheads=replace(NOTHING_BESIDES, slack=Slack(share=0.25, is_measured=True, origin=""))
+    )
+    assert found.fullest.slack_bytes == round(0.25 * (found.fullest.kv_bytes + found.fullest.activation_bytes))
+    assert estimate(LLAMA, replace(use, engine="vllm")).fullest.slack_bytes == 0
 
 
 def test_overheads_are_counted_once_a_gpu_and_communication_from_two_on() -> None:

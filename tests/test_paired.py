@@ -17,6 +17,7 @@ from pytest_gpuperf.errors import MeasurementError
 from pytest_gpuperf.priors import prior_of
 from pytest_gpuperf.records import (
     SCHEMA,
+    Curve,
     Environment,
     Hardware,
     Measurement,
@@ -235,6 +236,26 @@ def test_values_are_means_over_the_pairs_and_more_time_is_worse() -> None:
     assert metric.paired.change == pytest.approx(0.1)
     assert metric.base_value == pytest.approx(math.sqrt(1e-3 * 1.01e-3))
     assert metric.head_value == pytest.approx(math.sqrt(1.1e-3 * 1.111e-3))
+
+
+def curve(*values: float) -> Results:
+    points = {str(2**i): value for i, value in enumerate(values)}
+    return results(
+        record(
+            measurement(
+                math.prod(values) ** (1 / len(values)),
+                curve=Curve(x="batch size", points=points),
+                method=Method(clock="wall", mode="curve"),
+            )
+        )
+    )
+
+
+def test_curves_are_compared_at_the_sizes_that_all_runs_have() -> None:
+    metric = the_metric([curve(1.0, 2.0, 8.0)] * 3, [curve(1.0, 2.0)] * 3)
+    assert metric.paired is not None
+    assert metric.paired.change == pytest.approx(0.0)
+    assert (metric.base_value, metric.head_value) == pytest.approx((math.sqrt(2.0), math.sqrt(2.0)))
 
 
 def test_less_of_a_rate_is_worse() -> None:

@@ -78,6 +78,23 @@ def test_model_that_is_none_is_refused_before_anything_runs(pytester: pytest.Pyt
     assert fnmatch.filter(error.splitlines(), f"ERROR: {text}")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{a", "--gpuperf-vllm-args is no JSON (Expecting property name*): {a"),
+        ("[1]", "--gpuperf-vllm-args is no JSON object of names and values: [[]1[]]"),
+        (
+            '{"max_num_seqs": 8}',
+            "--gpuperf-vllm-args: 'max_num_seqs' is a field of EngineConfig, which each test states itself. Give *",
+        ),
+    ],
+)
+def test_arguments_of_vllm_that_are_none_are_refused(pytester: pytest.Pytester, text: str, message: str) -> None:
+    error = error_of(Suite().run(pytester, f"--gpuperf-vllm-args={text}"))
+
+    assert fnmatch.filter(error.splitlines(), f"ERROR: {message}")
+
+
 @pytest.mark.parametrize("model", ["llama-3-8b", "some-org/some-model", "folder"])
 def test_model_reaches_the_tests(pytester: pytest.Pytester, model: str) -> None:
     (pytester.mkdir("folder") / "config.json").write_text("{}")

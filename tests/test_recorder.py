@@ -534,6 +534,29 @@ def test_curve_keeps_its_points_in_the_base_unit_and_their_geometric_mean() -> N
     assert measurement.method == Method(clock="wall", mode="curve")
 
 
+def test_sizes_of_numpy_are_sizes() -> None:
+    sizes: Any = {np.int64(8): np.float32(2.0)}
+    curve = recorder().record_curve("rate", sizes, unit="tok/s", x="batch size").curve
+    assert curve is not None
+    assert curve.points == {"8": 2.0}
+
+
+@pytest.mark.parametrize("x", ["", " ", None])
+def test_curve_has_to_say_what_its_sizes_are_of(x: Any) -> None:
+    with pytest.raises(UsageError, match=r"of rate does not say what the sizes are of\. Write 'batch size'"):
+        recorder().record_curve("rate", {1: 1.0}, unit="tok/s", x=x)
+
+
+def test_curve_may_go_against_its_unit_as_any_metric() -> None:
+    found = recorder()
+    with pytest.raises(UsageError, match="add contradicts_unit=True"):
+        found.record_curve("uptime", {1: 1.0}, unit="s", x="clients", better="higher")
+    assert (
+        found.record_curve("uptime", {1: 1.0}, unit="s", x="clients", better="higher", contradicts_unit=True).better
+        == "higher"
+    )
+
+
 @pytest.mark.parametrize(
     ("points", "message"),
     [

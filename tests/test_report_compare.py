@@ -252,6 +252,32 @@ def test_curves_are_compared_at_the_sizes_of_both(*, across: bool) -> None:
     assert "    by batch size: 1: 1.100 x, 8: 2.000 x" in lines_of(found)
 
 
+def test_verdict_on_two_curves_is_on_the_sizes_of_both() -> None:
+    a = results(0, batches(500.0, at_1=100.0, at_8=500.0, at_64=2500.0))
+    b = results(1, batches(223.6, at_1=100.0, at_8=500.0))
+    (row,) = compare(a, b).rows
+    assert row.verdict is not None
+    assert row.outcome == "same"
+    assert row.verdict.change == pytest.approx(0.0)
+    assert "    best at batch size 8: 500.0 tok/s" in lines_of(compare(a, b))
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_curves_without_a_common_size_are_not_comparable(*, across: bool) -> None:
+    found = compare(results(0, batches(100.0, at_1=100.0)), results(1, batches(500.0, at_8=500.0)), across=across)
+    assert [row.outcome for row in found.rows] == ["not comparable"]
+
+
+@pytest.mark.parametrize(("then", "outcome"), [(0.5, "host"), (0.97, "worse")])
+def test_metric_that_the_host_limits_in_both_is_not_called_worse(then: float, outcome: str) -> None:
+    found = compare(one(0, kind="end-to-end", gpu_busy_share=then), one(1, 3e-3, kind="end-to-end", gpu_busy_share=0.5))
+    assert [row.outcome for row in found.rows] == [outcome]
+    assert found.has_worse == (outcome == "worse")
+    assert found.is_settled
+    text = "\n".join(lines_of(found))
+    assert "limited by the host: GPU busy 50 % of the time" in text
+
+
 def models(number: int) -> Results:
     return results(
         number,

@@ -249,6 +249,18 @@ def test_slots_of_the_last_blocks_are_wasted() -> None:
     assert filled_share_of(generation, _LOAD, blocks=11, block_size=16) == pytest.approx(44 / 64)
 
 
+def test_steps_with_prompts_under_way_do_not_count() -> None:
+    """The second request's blocks are taken, and its tokens not counted: 21 tokens of the first are in 2 blocks."""
+    steps = (
+        _step(1, 0.2, prompt_tokens=20, output_tokens=1),
+        _step(1, 0.2, output_tokens=1),
+        _step(2, 0.4, output_tokens=1),
+    )
+    generation = _generation(_request(1.0), steps=steps)
+    assert filled_share_of(generation, _LOAD, blocks=11, block_size=16) == pytest.approx(21 / 32)
+    assert filled_share_of(_generation(_request(1.0), steps=steps[2:]), _LOAD, blocks=11, block_size=16) is None
+
+
 def test_steps_after_a_preemption_do_not_count() -> None:
     """What runs has become less: tokens that were there are gone."""
     steps = (_step(2, 0.4, prompt_tokens=40, output_tokens=2), _step(1, 0.4, output_tokens=1))

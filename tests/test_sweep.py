@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_gpuperf.errors import EngineError, EngineOutOfMemory, NotSupported, UsageError
-from pytest_gpuperf.workloads.requests import Generation, Load, RequestTiming
-from pytest_gpuperf.workloads.sweep import Sweep, batch_size_line, sweep, sweep_batches
+from pytest_gpuperf.workloads.requests import Generation, GpuTime, Load, RequestTiming
+from pytest_gpuperf.workloads.sweep import (
+    Sweep,
+    batch_size_line,
+    profile_batches,
+    sweep,
+    sweep_batches,
+    sweep_busy_share,
+)
 
 
 def measure_until(limit: int, error: Exception) -> Sweep[float]:
@@ -76,6 +83,26 @@ def test_a_batch_is_all_requests_at_once_and_its_first_run_does_not_count() -> N
     assert {(load.prompt_tokens, load.output_tokens) for load in loads} == {(16, 8)}
     assert found.curve(lambda batch: batch.latency_s()) == {1: 2.0, 4: 4.0}
     assert found.curve(lambda batch: batch.output_tokens_per_s) == {1: 8.0, 4: 32.0}
+
+
+def test_the_busy_share_of_a_sweep_is_that_of_all_its_time() -> None:
+    """By hand: 8 steps of 0.1 s in 1 s, and 8 of 0.2 s in 4 s: (0.8 + 1.6) / 5."""
+    points = {size: Generation(duration_s=size, requests=(), step_count=8) for size in (1, 4)}
+    steps_s = {1: 0.1, 4: 0.2}
+    profiled = profile_batches(
+        lambda load: GpuTime(busy_s=2 * steps_s[load.requests], steps=2, kernels=1),
+        points,
+        prompt_tokens=16,
+        output_tokens=8,
+    )
+    assert {size: gpu.step_s for size, gpu in profiled.items()} == steps_s
+    assert sweep_busy_share(points, profiled) == pytest.approx(0.48)
+
+
+def test_without_a_gpu_a_sweep_has_no_busy_share() -> None:
+    profiled = profile_batches(lambda _: None, (1, 4), prompt_tokens=16, output_tokens=8)
+    assert profiled == {}
+    assert sweep_busy_share({1: Generation(duration_s=1.0, requests=(), step_count=8)}, profiled) is None
 
 
 def test_the_best_size_and_the_knee_are_said_with_their_latency() -> None:

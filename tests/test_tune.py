@@ -1,5 +1,6 @@
 """Tuning: what is tried, what a point is, where it goes on after an interruption, and what the gain is worth."""
 
+import dataclasses
 import math
 import random
 import re
@@ -14,9 +15,21 @@ from msgspec.structs import replace
 from scipy import stats as scipy_stats
 
 from pytest_gpuperf.errors import EngineError, EngineOutOfMemory, MeasurementError, NotSupported, UsageError
+from pytest_gpuperf.monitor import Monitor
 from pytest_gpuperf.priors import prior_of
 from pytest_gpuperf.report.tune import draw, gain_text, tuning_lines, write_results
-from pytest_gpuperf.trials.tune import Gain, Tuning, _repeat_sd, engine_config, gain_of, read_tuning, run_pairs, tune
+from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_state
+from pytest_gpuperf.trials.tune import (
+    Gain,
+    Tuning,
+    _repeat_sd,
+    engine_config,
+    gain_of,
+    measured,
+    read_tuning,
+    run_pairs,
+    tune,
+)
 from pytest_gpuperf.trials.tune_file import Journal, plan_in, read_best, write_best
 from pytest_gpuperf.trials.tune_plan import (
     LEVELS,
@@ -134,7 +147,20 @@ def test_everything_but_what_is_tuned_is_left_to_vllm() -> None:
         engine_config("llama-3-8b", {"swap_space": 4})
 
 
+def test_a_hub_id_stands_for_the_preset_of_its_shape(tmp_path: Path) -> None:
+    assert engine_config("meta-llama/Meta-Llama-3-8B", {}).load_format == "dummy"
+    (tmp_path / "config.json").touch()
+    assert engine_config(str(tmp_path), {}).load_format is None  # what the folder holds
+
+
 # Points
+
+
+def test_a_point_with_a_stranger_on_the_gpu_says_so() -> None:
+    """The monitor knows the engine's processes for ours; this one is the first of all."""
+    nvml = FakeNvml(fake_gpu(), states=[fake_state(process_pids=(1,))])
+    bench = dataclasses.replace(FakeVllm().bench, watch=lambda: Monitor(nvml, [fake_gpu().uuid]))
+    assert measured({}, plan(), bench).unwell == "another process used the GPU (pid 1)"
 
 
 def test_a_point_is_tokens_over_time_of_the_repeats_without_the_first(tmp_path: Path) -> None:
@@ -445,6 +471,7 @@ def test_a_file_edited_by_hand_is_read(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("max-num-seqs: 8\n", "names no model"),
+        ("model: tiny\n", "sets nothing that differs from the default. It needs one of: dtype, quantization"),
         ("model: tiny\nport: 8000\n", "sets port, and only these are tuned: dtype"),
         ("model: tiny\nnested:\n  a: 1\n", "mine.yaml:2 is not one 'option: value': nested:"),
         ("model: tiny\n- a\n", "mine.yaml:2 is not one 'option: value': - a"),

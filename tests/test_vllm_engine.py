@@ -20,14 +20,17 @@ from harness import Suite, assert_readable, results_of
 from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import EngineError, EngineOutOfMemory, NotSupported, UsageError
 from pytest_gpuperf.nvml import Nvml
+from pytest_gpuperf.records import configuration_differences
 from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_machine, fake_state
 from pytest_gpuperf.workloads import vllm_environment
 from pytest_gpuperf.workloads.requests import Load
 from pytest_gpuperf.workloads.vllm import Engine, EngineConfig, Teardown, arguments_of, configuration_of
+from pytest_gpuperf.workloads.vllm_config import with_options
 from pytest_gpuperf.workloads.vllm_driver import Watch, stat_loggers
 from pytest_gpuperf.workloads.vllm_environment import child_environment, installed_version, speed_variables
 from pytest_gpuperf.workloads.vllm_host import check_arguments, check_value
-from pytest_gpuperf.workloads.vllm_process import telling_lines
+from pytest_gpuperf.workloads.vllm_messages import Stop
+from pytest_gpuperf.workloads.vllm_process import HostProcess, telling_lines
 
 _FAKE = Path(__file__).parent / "fake_vllm.py"
 _LOAD = Load(requests=3, prompt_tokens=8, output_tokens=4)
@@ -132,6 +135,7 @@ def test_the_settings_that_vllm_resolved_are_the_identity(start: Callable[..., F
     assert configuration["max_model_len"] == "64"
     assert configuration["block_size"] == "16"
     assert configuration["load_format"] == "dummy"
+    assert configuration["options"] == "none"
     assert not any("0.32" in value or "/" in value for value in configuration.values())
 
 
@@ -224,6 +228,26 @@ def test_a_refused_configuration_quotes_vllm(start: Callable[..., FaultyEngine])
         EngineError, match=r"refused its configuration: ValueError: 1 validation error .* no such thing"
     ):
         start("refuse-at-load")
+
+
+_TALKATIVE = """
+import os, sys
+os.read(0, 1000)
+left = memoryview(b'{"type":"refused","kind":"argument","message":"' + b"x" * 40_000_000 + b'"}\\n')
+while left:
+    left = left[os.write(int(sys.argv[1]), left):]
+os.read(0, 1)
+"""
+
+
+def test_a_long_reply_is_read_in_time(tmp_path: Path) -> None:
+    """Forty megabytes, in pieces of 64 KiB at most: a second look at what came before would take 10 s."""
+    command = (sys.executable, "-c", _TALKATIVE)
+    process = HostProcess(command, environment=dict(os.environ), log=tmp_path / "log", name="it")
+    begin_s = time.perf_counter()
+    with pytest.raises(UsageError, match="xxx"):
+        process.ask(Stop(), stage="talking", timeout_s=60)
+    assert time.perf_counter() - begin_s < 3
 
 
 def test_garbage_on_the_pipe_is_an_error(start: Callable[..., FaultyEngine]) -> None:
@@ -455,11 +479,28 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment["HF_HUB_OFFLINE"] == "0"
 
 
-def test_the_hub_is_reached_only_for_a_model_that_is_there() -> None:
-    """Presets and folders need none."""
+def test_the_hub_is_reached_only_for_a_model_that_is_there(tmp_path: Path) -> None:
+    """Presets, folders and random weights need none; a hub id stands for real weights, as everywhere."""
     assert "HF_HUB_OFFLINE" in child_environment((cpu_device(),), nvml=None, own={}, is_offline=True)
-    assert EngineConfig(model="org/name", load_format="auto").is_remote
-    assert not EngineConfig(model="meta-llama/Meta-Llama-3-8B").is_remote
+    assert EngineConfig(model="org/name").is_remote
+    assert EngineConfig(model="meta-llama/Meta-Llama-3-8B").is_remote
+    assert not EngineConfig(model="meta-llama/Meta-Llama-3-8B", load_format="dummy").is_remote
+    assert not EngineConfig(model="llama-3-8b").is_remote
+    assert not EngineConfig(model=str(tmp_path)).is_remote
+
+
+@pytest.mark.parametrize(
+    ("model", "load_format"), [("org/name", "auto"), ("openai-community/gpt2", "auto"), ("gpt2", "dummy")]
+)
+def test_a_hub_id_has_real_weights_and_a_preset_random_ones(model: str, load_format: str) -> None:
+    """Also where the preset has the shape of the hub's model."""
+    assert arguments_of(EngineConfig(model=model), model=model, is_on_gpu=True)["load_format"] == load_format
+
+
+def test_a_hub_model_of_a_known_shape_is_counted_too() -> None:
+    """138 GB do not fit, which is known before the hub is asked."""
+    with pytest.raises(NotSupported, match=r"llama-2-70b in bfloat16 take 138 GB"):
+        FaultyEngine(EngineConfig(model="meta-llama/Llama-2-70b-hf"), devices=fake_machine().gpus)
 
 
 def test_variables_that_change_the_speed_are_part_of_the_identity() -> None:
@@ -468,6 +509,7 @@ def test_variables_that_change_the_speed_are_part_of_the_identity() -> None:
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "VLLM_CACHE_ROOT": "x",
         "VLLM_LOGGING_LEVEL": "INFO",
+        "VLLM_API_KEY": "secret",
         "A": "b",
     }
     assert speed_variables(variables) == {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
@@ -501,12 +543,27 @@ def test_on_a_cpu_the_cache_is_small() -> None:
 def test_a_share_without_effect_is_not_part_of_the_identity() -> None:
     """The cache's size was given."""
     settings = {"gpu_memory_utilization": 0.9, "kv_cache_memory_bytes": 5, "empty": ""}
-    assert configuration_of("tiny", settings) == {
+    assert configuration_of("tiny", settings, given={}) == {
         "engine": "vllm",
         "model": "tiny",
         "kv_cache_memory_bytes": "5",
         "empty": "''",
     }
+
+
+def test_a_setting_that_one_of_two_results_lacks_makes_them_incomparable() -> None:
+    """Settings that only one side names are not compared; the list of their names is."""
+    settings = {"disable_custom_all_reduce": True}
+    with_it = configuration_of("tiny", settings, given={"options": list(settings)})
+    without = configuration_of("tiny", {}, given={"options": []})
+    differences = configuration_differences(with_it, without)
+    assert differences == ("options disable_custom_all_reduce, baseline none",)
+
+
+def test_arguments_for_all_engines_win_over_a_tests_own() -> None:
+    """They are there for what the machine needs."""
+    config = EngineConfig(model="tiny", options={"block_size": 32, "async_scheduling": True})
+    assert with_options(config, {"block_size": 64}).options == {"block_size": 64, "async_scheduling": True}
 
 
 def test_lines_that_say_nothing_are_left_out() -> None:
@@ -609,6 +666,71 @@ def test_what_does_not_fit_skips_the_test(pytester: pytest.Pytester) -> None:
     result = _suite("tensor_parallel_size=2").run(pytester, "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*tensor_parallel_size=2 needs 2 GPUs, and this test holds 1.*"])
+
+
+def test_arguments_of_the_command_line_reach_every_engine_and_the_identity(pytester: pytest.Pytester) -> None:
+    """Results with and without them are not compared."""
+    _suite().run(pytester, '--gpuperf-vllm-args={"async_scheduling": false}').assert_outcomes(passed=1)
+    configuration = results_of(pytester).tests[0].measurements[0].configuration
+    assert configuration is not None
+    assert configuration["async_scheduling"] == "False"
+    assert configuration["options"] == "async_scheduling"
+
+
+def test_an_argument_of_the_command_line_that_vllm_lacks_fails_the_test(pytester: pytest.Pytester) -> None:
+    """With the version."""
+    result = _suite().run(pytester, '--gpuperf-vllm-args={"swap_space": 4}')
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["vLLM 0.32.0 has no argument 'swap_space'*"])
+
+
+_TWO_GPUS = (
+    _CONFTEST.replace(
+        "    machine = fake_machine()", "    gpus = fake_gpu(0), fake_gpu(1)\n    machine = fake_machine(*gpus)"
+    )
+    .replace("FakeNvml(states=states)", "FakeNvml(*gpus, states=states)")
+    .replace("import FakeNvml,", "import FakeNvml, fake_gpu,")
+    .replace("USED", "(0,)")
+)
+_TWO = """
+import pytest
+from pytest_gpuperf.workloads.vllm import EngineConfig
+
+CONFIG = EngineConfig(model="tiny")
+
+@pytest.mark.gpu(count=2)
+def test_alone(vllm_engine, gpus):
+    for gpu in gpus:
+        vllm_engine(CONFIG, devices=[gpu]).close()
+
+@pytest.mark.gpu
+def test_stranger(vllm_engine, gpus):
+    from msgspec.structs import replace
+    vllm_engine(CONFIG, devices=[replace(gpus[0], uuid="GPU-x", name="NVIDIA X")])
+
+def test_lost(vllm_engine):
+    from pytest_gpuperf.errors import DeviceError
+    first, second = vllm_engine(CONFIG), vllm_engine(CONFIG)
+    def lose():
+        raise DeviceError("the GPU is lost")
+    second._freed_bytes = lose
+
+def test_nothing_runs():
+    import subprocess
+    import os
+    children = subprocess.run(["ps", "-o", "args", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    assert "fake_vllm.py" not in children
+"""
+
+
+def test_engines_run_on_devices_of_the_test_and_end_whatever_happens_to_others(pytester: pytest.Pytester) -> None:
+    """One GPU at a time, none of somebody else's; a GPU that is lost at teardown keeps no engine alive."""
+    result = Suite(files={"test_two.py": _TWO}, conftest=_TWO_GPUS).in_subprocess().run(pytester)
+    result.assert_outcomes(passed=3, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["vllm_engine(devices=...) names NVIDIA X (GPU-x), and this test holds others. Take them from `gpus`."]
+    )
+    result.stdout.fnmatch_lines(["*the GPU is lost"])
 
 
 def test_memory_that_stays_in_use_is_said_below_the_table(pytester: pytest.Pytester) -> None:

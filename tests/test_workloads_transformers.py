@@ -3,17 +3,17 @@
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import pytest
 
 from pytest_gpuperf import workloads
-from pytest_gpuperf.devices import cpu_device
+from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import EngineOutOfMemory, MeasurementError, NotSupported, UsageError
 from pytest_gpuperf.testing import fake_machine
-from pytest_gpuperf.workloads import scaling
 from pytest_gpuperf.workloads.models import config_of, presets
 from pytest_gpuperf.workloads.placement import Part, refuse_misplaced, split
 from pytest_gpuperf.workloads.requests import Generation, Load, RequestTiming
@@ -373,23 +373,15 @@ def test_a_model_that_fits_on_no_single_gpu_has_no_efficiency() -> None:
 
 
 class EngineOfTwoSpeeds:
-    """Stands for vLLM: slower the first time, and as fast as the number of its device says."""
+    """Stands for a started vLLM: slower the first time, and as fast as the number of its device says."""
 
-    started: list[tuple[str, int]]
-    error: Exception | None = None
-
-    def __init__(self, config: EngineConfig, *, devices: Sequence[Any], nvml: object, folder: object) -> None:
-        if self.error:
-            raise self.error
-        self.started.append((devices[0].uuid, config.tensor_parallel_size))
-        self.duration_s = 10.0 * len(self.started)
+    def __init__(self, duration_s: float) -> None:
+        self.duration_s = duration_s
         self.is_warm = False
+        self.is_closed = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def close(self) -> None:
+        self.is_closed = True
 
     def generate(self, load: Load) -> Generation:
         duration_s = self.duration_s if self.is_warm else 99.0
@@ -398,29 +390,39 @@ class EngineOfTwoSpeeds:
         return Generation(duration_s=duration_s, requests=(request,) * load.requests, step_count=4)
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> type[EngineOfTwoSpeeds]:
-    """vLLM's stand-in, with nothing started yet."""
-    made = type("Made", (EngineOfTwoSpeeds,), {"started": []})
-    monkeypatch.setattr(scaling, "Engine", made)
-    return made
+@dataclass
+class Starter:
+    """Stands for the fixture `vllm_engine`; what starts is to find the engine before it closed."""
+
+    error: Exception | None = None
+    started: list[tuple[str, int]] = field(default_factory=list)
+    engines: list[EngineOfTwoSpeeds] = field(default_factory=list)
+
+    def __call__(self, config: EngineConfig, *, devices: Sequence[Device] | None = None) -> Any:
+        assert all(engine.is_closed for engine in self.engines)
+        if self.error:
+            raise self.error
+        assert devices is not None
+        self.started.append((devices[0].uuid, config.tensor_parallel_size))
+        self.engines.append(EngineOfTwoSpeeds(10.0 * len(self.started)))
+        return self.engines[-1]
 
 
-def test_each_gpu_is_measured_alone_and_warm(engine: type[EngineOfTwoSpeeds]) -> None:
+def test_each_gpu_is_measured_alone_and_warm() -> None:
     gpus = [msgspec.structs.replace(fake_machine().gpus[0], uuid=uuid) for uuid in ("GPU-a", "GPU-b")]
-    alone = measure_alone(EngineConfig(model="tiny", tensor_parallel_size=2), LOAD, devices=gpus)
-    assert engine.started == [("GPU-a", 1), ("GPU-b", 1)]
+    start = Starter()
+    alone = measure_alone(start, EngineConfig(model="tiny", tensor_parallel_size=2), LOAD, devices=gpus)
+    assert start.started == [("GPU-a", 1), ("GPU-b", 1)]
     assert alone == Alone(tokens_per_s=(12 / 10, 12 / 20))
+    assert start.engines[-1].is_closed
 
 
 @pytest.mark.parametrize("error", [NotSupported("138 GB on 80 GB"), EngineOutOfMemory("138 GB on 80 GB")])
-def test_what_does_not_fit_alone_is_kept_as_the_reason(engine: type[EngineOfTwoSpeeds], error: Exception) -> None:
-    engine.error = error
-    assert measure_alone(EngineConfig(model="tiny"), LOAD, devices=fake_machine().gpus) == Alone(
-        why_not="138 GB on 80 GB"
-    )
+def test_what_does_not_fit_alone_is_kept_as_the_reason(error: Exception) -> None:
+    alone = measure_alone(Starter(error), EngineConfig(model="tiny"), LOAD, devices=fake_machine().gpus)
+    assert alone == Alone(why_not="138 GB on 80 GB")
 
 
 def test_measuring_alone_needs_devices() -> None:
     with pytest.raises(UsageError, match="needs the devices"):
-        measure_alone(EngineConfig(model="tiny"), LOAD, devices=())
+        measure_alone(Starter(), EngineConfig(model="tiny"), LOAD, devices=())

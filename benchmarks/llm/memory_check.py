@@ -1,6 +1,7 @@
 """The memory calculator against real GPUs: what `gpuperf memory` says beside what NVML, torch and vLLM's log say.
 
-    python benchmarks/llm/memory_check.py OUT.json [--limit-s 360] [--parts transformers,graphs,vllm]
+    python benchmarks/llm/memory_check.py OUT.json [--limit-s 360] [--parts transformers,graphs,vllm] [--tokens 1024]
+        [--batches 1,8,32]
 
 Three parts, the quickest first, each row written as soon as it is known, so that a run that is cut short keeps them:
 transformers: six models at three batch sizes, one process a model. graphs: one engine that sizes its cache itself, with
@@ -33,10 +34,10 @@ from pytest_gpuperf.workloads.requests import Load
 from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
 
 MODELS = ("gpt2", "opt-1.3b", "tinyllama-1.1b", "llama-3.2-3b", "qwen2.5-7b", "llama-3-8b")
-BATCHES = {"transformers": (1, 8, 32), "vllm": (1, 16, 64)}
+VLLM_BATCHES = (4, 16, 64)
 VLLM_MODELS = ("llama-3-8b", "gpt2")
 GRAPHS_MODEL = "llama-3-8b"
-SEQUENCE_TOKENS, OUTPUT_TOKENS = 1024, 16
+OUTPUT_TOKENS = 16
 GOAL = 0.05
 
 #: What vLLM 0.26 to 0.33 log, in GiB: figure -> pattern.
@@ -58,6 +59,7 @@ class Row(Record, frozen=True, kw_only=True):
         said_blocks: Its KV blocks.
         used_bytes: By NVML: more than before the model came.
         allocated_bytes: Peak of torch's tensors (transformers).
+        reserved_bytes: Peak of what torch's allocator held.
         parameter_bytes: Of the model's parameters (transformers).
         blocks: That vLLM made.
         logged_bytes: Figures of vLLM's log.
@@ -70,6 +72,7 @@ class Row(Record, frozen=True, kw_only=True):
     said_blocks: int | None = None
     used_bytes: int
     allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
     parameter_bytes: int | None = None
     blocks: int | None = None
     logged_bytes: dict[str, int] = msgspec.field(default_factory=dict)
@@ -85,9 +88,9 @@ class Row(Record, frozen=True, kw_only=True):
         return self.used_bytes - self.said.total_bytes + self.said.overhead_bytes
 
 
-def use_of(engine: EngineName, batch_size: int, *, is_eager: bool = True) -> Use:
+def use_of(engine: EngineName, batch_size: int, *, tokens: int, is_eager: bool = True) -> Use:
     """How both the calculator and the engine are told to run."""
-    return Use(sequence_tokens=SEQUENCE_TOKENS, batch_size=batch_size, engine=engine, is_eager=is_eager)
+    return Use(sequence_tokens=tokens, batch_size=batch_size, engine=engine, is_eager=is_eager)
 
 
 def used_bytes(machine: Machine) -> int:
@@ -101,7 +104,7 @@ def used_bytes(machine: Machine) -> int:
 # transformers, in a process of its own a model
 
 
-def transformers_rows(machine: Machine, model: str) -> Iterator[Row]:
+def transformers_rows(machine: Machine, model: str, *, tokens: int, batches: Sequence[int]) -> Iterator[Row]:
     """Load a model once, and generate at each batch size with an empty allocator."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -114,18 +117,19 @@ def transformers_rows(machine: Machine, model: str) -> Iterator[Row]:
     made.eval()
     parameter_bytes = sum(parameter.nbytes for parameter in made.parameters())
     made.generation_config.eos_token_id, made.generation_config.pad_token_id = None, 0
-    for batch_size in BATCHES["transformers"]:
+    for batch_size in batches:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        prompts = torch.randint(10, 1000, (batch_size, SEQUENCE_TOKENS - OUTPUT_TOKENS), device="cuda")
+        prompts = torch.randint(10, 1000, (batch_size, tokens - OUTPUT_TOKENS), device="cuda")
         made.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=OUTPUT_TOKENS, do_sample=False)
         yield Row(
             part="transformers",
             model=model,
             batch_size=batch_size,
-            said=estimate(shape_of(model), use_of("transformers", batch_size)).fullest,
+            said=estimate(shape_of(model), use_of("transformers", batch_size, tokens=tokens)).fullest,
             used_bytes=used_bytes(machine) - before_bytes,
             allocated_bytes=torch.cuda.max_memory_allocated(),
+            reserved_bytes=torch.cuda.max_memory_reserved(),
             parameter_bytes=parameter_bytes,
         )
 
@@ -133,11 +137,11 @@ def transformers_rows(machine: Machine, model: str) -> Iterator[Row]:
 # vLLM
 
 
-def vllm_row(machine: Machine, model: str, batch_size: int, *, part: str) -> Row:
+def vllm_row(machine: Machine, model: str, batch_size: int, *, part: str, tokens: int) -> Row:
     """Start an engine, generate a full batch, and read the driver before, and vLLM's log after."""
     is_sized_by_itself = part == "graphs"
-    needed = estimate(shape_of(model), use_of("vllm", batch_size, is_eager=not is_sized_by_itself))
-    load = Load(requests=batch_size, prompt_tokens=SEQUENCE_TOKENS - OUTPUT_TOKENS, output_tokens=OUTPUT_TOKENS)
+    needed = estimate(shape_of(model), use_of("vllm", batch_size, tokens=tokens, is_eager=not is_sized_by_itself))
+    load = Load(requests=batch_size, prompt_tokens=tokens - OUTPUT_TOKENS, output_tokens=OUTPUT_TOKENS)
     before_bytes = used_bytes(machine)
     config = engine_config(needed, is_sized_by_itself=is_sized_by_itself)
     with (
@@ -187,7 +191,7 @@ def logged(log: str) -> dict[str, int]:
 # What is run and what is shown
 
 
-def all_rows(parts: Sequence[str], *, limit_s: float) -> Iterator[Row]:
+def all_rows(parts: Sequence[str], *, limit_s: float, tokens: int, batches: str) -> Iterator[Row]:
     """Every row that time allows; a configuration that fails is told and left out."""
     until_s = time.monotonic() + limit_s
     machine = Machine("cuda")
@@ -195,28 +199,30 @@ def all_rows(parts: Sequence[str], *, limit_s: float) -> Iterator[Row]:
         raise DeviceError(f"This compares with a GPU, and there is none: {machine.gpu_problem}")
     if "transformers" in parts:
         for model in MODELS:
-            yield from _in_child(model, until_s)
+            yield from _in_child(model, until_s, "--tokens", str(tokens), "--batches", batches)
     engines = [("graphs", GRAPHS_MODEL, 64)] if "graphs" in parts else []
     if "vllm" in parts:
-        engines += [("vllm", model, batch) for batch in BATCHES["vllm"] for model in VLLM_MODELS]
+        engines += [("vllm", model, batch) for batch in VLLM_BATCHES for model in VLLM_MODELS]
     for part, model, batch_size in engines:
         if time.monotonic() > until_s:
             print(f"left out, the time is over: {part} {model} {batch_size}", flush=True)
             continue
         try:
-            yield vllm_row(machine, model, batch_size, part=part)
+            yield vllm_row(machine, model, batch_size, part=part, tokens=tokens)
         except GpuperfError as error:
             print(f"failed: {part} {model} {batch_size}: {error}", flush=True)
 
 
-def _in_child(model: str, until_s: float) -> Iterator[Row]:
+def _in_child(model: str, until_s: float, *options: str) -> Iterator[Row]:
     left_s = until_s - time.monotonic()
     if left_s <= 0:
         print(f"left out, the time is over: transformers {model}", flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
-        done = run_group([sys.executable, __file__, str(rows), "--child", model], timeout_s=min(left_s, 120.0))
+        done = run_group(
+            [sys.executable, __file__, str(rows), "--child", model, *options], timeout_s=min(left_s, 120.0)
+        )
         if done.code != 0:
             print(f"failed: transformers {model} {done.in_words}:\n{done.tail}", flush=True)
         for line in rows.read_bytes().splitlines() if rows.exists() else []:
@@ -257,7 +263,9 @@ def show_overheads(rows: Sequence[Row]) -> None:
         graph_bytes = row.logged_bytes.get("graphs")
         said = row.said.graph_bytes
         if row.part == "graphs" and graph_bytes is not None and said:
-            old = estimate(shape_of(row.model), use_of("vllm", row.batch_size, is_eager=False)).overheads.graph_layer
+            old = estimate(
+                shape_of(row.model), use_of("vllm", row.batch_size, tokens=1024, is_eager=False)
+            ).overheads.graph_layer
             print(f"vllm: graph_layer.bytes = {round(old.bytes * graph_bytes / said)}")
     within = sum(abs(row.error) <= GOAL for row in rows)
     print(f"{within} of {len(rows)} totals within {format_percent(GOAL)} of NVML")
@@ -273,16 +281,20 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--limit-s", type=float, default=360.0)
     parser.add_argument("--parts", default="transformers,graphs,vllm")
+    parser.add_argument("--tokens", type=int, default=1024, help="of a request")
+    parser.add_argument("--batches", default="1,8,32", help="of transformers")
     parser.add_argument("--child", metavar="MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         with options.out.open("wb") as lines:
-            for row in transformers_rows(Machine("cuda"), options.child):
+            batches = [int(batch) for batch in options.batches.split(",")]
+            for row in transformers_rows(Machine("cuda"), options.child, tokens=options.tokens, batches=batches):
                 lines.write(encode(row) + b"\n")
                 lines.flush()
         return
     rows: list[Row] = []
-    for row in all_rows(options.parts.split(","), limit_s=options.limit_s):
+    parts = options.parts.split(",")
+    for row in all_rows(parts, limit_s=options.limit_s, tokens=options.tokens, batches=options.batches):
         rows.append(row)
         show(row)
         options.out.write_text(json.dumps([json.loads(encode(each)) for each in rows], indent=1) + "\n")

@@ -25,7 +25,8 @@ class Price(Record, frozen=True, kw_only=True):
         count: GPUs in it.
         per_hour: Of the whole machine, in `currency`.
         currency: ISO 4217, such as `USD`.
-        date: When this was the price: a year, a month or a day.
+        date: When this was the price: a year, a month or a day; empty where that is not known.
+        retrieved: When it was read at its source.
         source: Where it is from.
     """
 
@@ -35,6 +36,7 @@ class Price(Record, frozen=True, kw_only=True):
     per_hour: float
     currency: str = "USD"
     date: str = ""
+    retrieved: str = ""
     source: str = ""
 
     @property

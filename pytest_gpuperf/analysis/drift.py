@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_gpuperf.baseline_file import list_files, read
+from pytest_gpuperf.curves import baseline_at_shared_sizes
 from pytest_gpuperf.judge import ENOUGH_SESSIONS
 from pytest_gpuperf.priors import prior_of, read_priors
 from pytest_gpuperf.records import BaselineFile, MetricBaseline, Record, Session, TestKey
@@ -85,6 +86,7 @@ def drift_of(
         root: Folder of all baselines, for what is known of noise.
         slug: Folder of this one.
     """
+    baseline = baseline_at_shared_sizes(baseline)
     first = baseline.sessions[:ENOUGH_SESSIONS]
     recent = baseline.sessions[ENOUGH_SESSIONS:][-ENOUGH_SESSIONS:]
     is_cpu = file.environments[recent[-1].environment].hardware.memory_bytes is None

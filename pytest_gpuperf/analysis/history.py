@@ -16,7 +16,7 @@ import msgspec
 from pytest_gpuperf.analysis.history_file import TIMEOUT_S, Place, open_file, transaction
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.priors import PriorName
-from pytest_gpuperf.records import Record, Results, RunInfo, Status, TestRecord
+from pytest_gpuperf.records import Measurement, Record, Results, RunInfo, Status, TestRecord
 from pytest_gpuperf.units import Better
 
 _SUMMARIES = """
@@ -183,7 +183,7 @@ class History:
                     record.key.test,
                     metric,
                     run.unit,
-                    str(run.method),
+                    _way(run),
                     run.better,
                 )
                 clock_mhz = run.telemetry.sm_clock_mhz if run.telemetry else None
@@ -216,6 +216,11 @@ class History:
             for one in series
         ]
         return max((found[0] for found in before if found and found[0] > date), default=None)
+
+
+def _way(run: Measurement) -> str:
+    """How it was measured; of a curve with its sizes: a mean over other sizes is another series."""
+    return f"{run.method}, {run.curve.x} {'+'.join(run.curve.points)}" if run.curve else str(run.method)
 
 
 def _series(row: tuple[object, ...]) -> Series:

@@ -10,6 +10,7 @@ import msgspec
 
 from pytest_gpuperf import baseline_store
 from pytest_gpuperf.baseline_file import list_files, read
+from pytest_gpuperf.curves import baseline_at_shared_sizes
 from pytest_gpuperf.priors import Level, Prior, PriorName, learn, package_priors, priors_path
 from pytest_gpuperf.records import BaselineFile, MetricBaseline, Record
 from pytest_gpuperf.stats import SessionLogs, level_squares
@@ -86,7 +87,12 @@ def keep(root: Path, lesson: Lesson) -> Path | None:
 
 
 def _lesson(root: Path, slug: str, files: Sequence[BaselineFile]) -> Lesson:
-    baselines = [metric for file in files for metrics in file.tests.values() for metric in metrics.values()]
+    baselines = [
+        baseline_at_shared_sizes(metric)
+        for file in files
+        for metrics in file.tests.values()
+        for metric in metrics.values()
+    ]
     is_cpu = all(each.hardware.memory_bytes is None for file in files for each in file.environments.values())
     groups: dict[PriorName, list[MetricBaseline]] = {}
     for baseline in baselines:

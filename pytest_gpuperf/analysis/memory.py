@@ -34,6 +34,7 @@ __all__ = [
     "Overhead",
     "Overheads",
     "Quantization",
+    "Slack",
     "Use",
     "estimate",
     "package_overheads",
@@ -52,6 +53,19 @@ class Overhead(Record, frozen=True, kw_only=True):
     origin: str
 
 
+class Slack(Record, frozen=True, kw_only=True):
+    """What torch's allocator keeps of memory that was freed, because the next request for it is larger.
+
+    Attributes:
+        share: Of what comes and goes: KV cache that grows token by token, and activations.
+        origin: See `Overhead`.
+    """
+
+    share: float
+    is_measured: bool
+    origin: str
+
+
 class Overheads(Record, frozen=True, kw_only=True):
     """What an engine takes besides weights, KV cache and activations.
 
@@ -59,11 +73,13 @@ class Overheads(Record, frozen=True, kw_only=True):
         context: CUDA context, loaded kernels and workspaces, each GPU.
         nccl: For communication, each GPU, from two GPUs on.
         graph_layer: One captured CUDA graph of one layer.
+        slack: None where the cache is set aside at the beginning.
     """
 
     context: Overhead
     nccl: Overhead
     graph_layer: Overhead
+    slack: Slack | None = None
 
 
 class GpuMemory(Record, frozen=True, kw_only=True):
@@ -72,13 +88,14 @@ class GpuMemory(Record, frozen=True, kw_only=True):
     weights_bytes: int
     kv_bytes: int
     activation_bytes: int
+    slack_bytes: int = 0
     graph_bytes: int
     overhead_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.weights_bytes + self.kv_bytes + self.activation_bytes + self.graph_bytes + self.overhead_bytes
+        return int(sum(getattr(self, name) for name in self.__struct_fields__))
 
 
 class Estimate(Record, frozen=True, kw_only=True):
@@ -168,11 +185,13 @@ def _transformers_gpus(shape: ModelShape, use: Use, overheads: Overheads) -> tup
         wide += shape.final_norm_parameters if i == last else 0
         wide += head if i == last and (last or not shape.is_tied) else 0
         kv = replace(shape, layers=layers).kv_bytes_per_token(WIDE) * use.batch_size * kv_tokens(shape, use)
+        activations = transformers_activation_bytes(shape, use)
         gpus.append(
             GpuMemory(
                 weights_bytes=wide * WIDE + layers * layer_bytes(shape, use.quantization),
                 kv_bytes=kv,
-                activation_bytes=transformers_activation_bytes(shape, use),
+                activation_bytes=activations,
+                slack_bytes=round((kv + activations) * overheads.slack.share) if overheads.slack else 0,
                 graph_bytes=0,
                 overhead_bytes=overheads.context.bytes,
             )

@@ -8,9 +8,11 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from pytest_gpuperf.curves import judge_curve
 from pytest_gpuperf.environment import version_differences
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.judge import hardware_differences, judge, worse_and_better
+from pytest_gpuperf.hostlimit import limited
+from pytest_gpuperf.judge import ALPHA, hardware_differences, judge, worse_and_better
 from pytest_gpuperf.monitor import health
 from pytest_gpuperf.records import (
     BaselineRun,
@@ -27,13 +29,14 @@ from pytest_gpuperf.records import (
 from pytest_gpuperf.report.terminal import Colour, Line
 from pytest_gpuperf.units import format_percent, format_value
 
-Outcome = Literal["worse", "better", "same", "not worse", "undecided", "invalid", "not comparable", "ratio"]
+Outcome = Literal["worse", "better", "same", "not worse", "undecided", "host", "invalid", "not comparable", "ratio"]
 _COLOURS: dict[Outcome, Colour] = {
     "worse": "red",
     "better": "cyan",
     "same": "green",
     "not worse": "green",
     "undecided": "yellow",
+    "host": "yellow",
     "invalid": "yellow",
     "not comparable": "yellow",
 }
@@ -258,30 +261,41 @@ def _in_words(hardware: Hardware) -> str:
 
 
 def _judged(name: str, a: _Found, b: _Found, results: tuple[Results, Results]) -> Compared:
-    verdict = judge(
-        b.runs,
-        _as_baseline(a, results[0]),
-        environments={"a": a.record.environment},
-        environment=b.record.environment,
-        devices=b.record.devices,
-        visit=results[1].run.visit,
-        is_cpu=b.record.environment.hardware.memory_bytes is None,
-        health=_unwell(a, b),
-        look=min(len(b.runs), 2),
-    )
+    def judged(runs: Sequence[Measurement], baseline: MetricBaseline | None, share: float) -> Verdict:
+        return judge(
+            runs,
+            baseline,
+            environments={"a": a.record.environment},
+            environment=b.record.environment,
+            devices=b.record.devices,
+            visit=results[1].run.visit,
+            is_cpu=b.record.environment.hardware.memory_bytes is None,
+            health=_unwell(a, b),
+            look=min(len(b.runs), 2),
+            alpha=ALPHA * share,
+        )
+
+    baseline = _as_baseline(a, results[0])
+    verdict = judge_curve(b.runs, baseline, judged) if b.runs[0].curve else judged(b.runs, baseline, 1.0)
+    verdict = limited(verdict, b.runs, baseline)
     return _compared(name, a, b, outcome=_outcome(verdict), verdict=verdict)
 
 
 def _ratio(name: str, a: _Found, b: _Found) -> Compared:
-    is_same = (a.fresh[0].unit, a.fresh[0].better) == (b.fresh[0].unit, b.fresh[0].better)
+    reason = None
+    if (a.fresh[0].unit, a.fresh[0].better) != (b.fresh[0].unit, b.fresh[0].better):
+        reason = (
+            f"unit {b.fresh[0].unit} ({b.fresh[0].better} is better), "
+            f"baseline {a.fresh[0].unit} ({a.fresh[0].better} is better)"
+        )
+    elif (a.points or b.points) and not a.points.keys() & b.points.keys():
+        reason = f"no {b.sizes or a.sizes} is in both"
+    if reason is None:
+        return _compared(name, a, b, outcome="ratio", verdict=None)
     verdict = Verdict(
-        status="INCOMPARABLE",
-        metric=a.fresh[0].metric,
-        reason=f"Not comparable: unit {b.fresh[0].unit} ({b.fresh[0].better} is better), baseline {a.fresh[0].unit} "
-        f"({a.fresh[0].better} is better).",
-        tolerance=0.0,
+        status="INCOMPARABLE", metric=a.fresh[0].metric, reason=f"Not comparable: {reason}.", tolerance=0.0
     )
-    return _compared(name, a, b, outcome="ratio" if is_same else "not comparable", verdict=None if is_same else verdict)
+    return _compared(name, a, b, outcome="not comparable", verdict=verdict)
 
 
 def _compared(name: str, a: _Found, b: _Found, *, outcome: Outcome, verdict: Verdict | None) -> Compared:
@@ -347,7 +361,7 @@ def _outcome(verdict: Verdict) -> Outcome:
             is_same = (verdict.change_low or 0.0) > 1 / (1 + verdict.tolerance) - 1
             return "same" if is_same else "not worse"
         case "PASS" | "INCONCLUSIVE":
-            return "undecided"
+            return "host" if verdict.is_host_limited else "undecided"
         case _:
             return "not comparable"
 
@@ -384,8 +398,11 @@ def _row_lines(row: Compared, width: int) -> list[Line]:
     text = f"{format_value(row.a, row.unit):>14} {format_value(row.b, row.unit):>14}  {_change(row)}"
     colour = _COLOURS.get(row.outcome)
     if len(row.name) + 1 + len(text) <= width:
-        return [Line(text=f"{row.name} {text:>{width - len(row.name) - 1}}", colour=colour), *_size_lines(row, width)]
-    return [Line(text=row.name, colour=colour), Line(text=f"  {text}", colour=colour), *_size_lines(row, width)]
+        lines = [Line(text=f"{row.name} {text:>{width - len(row.name) - 1}}", colour=colour)]
+    else:
+        lines = [Line(text=row.name, colour=colour), Line(text=f"  {text}", colour=colour)]
+    remark = row.verdict.remark if row.verdict else None
+    return [*lines, *_size_lines(row, width), *_wrapped(remark or "", width)]
 
 
 def _size_lines(row: Compared, width: int) -> list[Line]:
@@ -393,6 +410,10 @@ def _size_lines(row: Compared, width: int) -> list[Line]:
     if not row.ratios:
         return []
     text = f"by {row.sizes}: " + ", ".join(f"{size}: {ratio:.3f} x" for size, ratio in row.ratios.items())
+    return _wrapped(text, width)
+
+
+def _wrapped(text: str, width: int) -> list[Line]:
     return [Line(text=part) for part in textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="      ")]
 
 
@@ -413,5 +434,11 @@ def _word(row: Compared, verdict: Verdict) -> str:
     tolerance = format_percent(verdict.tolerance)
     if row.outcome == "undecided" and verdict.minimum_detectable_effect is not None:
         return f"undecided, sees {format_percent(verdict.minimum_detectable_effect)}"
-    words = {"worse": worse, "better": better, "same": f"same within {tolerance}", "not worse": f"not {worse}"}
+    words = {
+        "worse": worse,
+        "better": better,
+        "same": f"same within {tolerance}",
+        "not worse": f"not {worse}",
+        "host": "limited by the host",
+    }
     return words.get(row.outcome, row.outcome)

@@ -48,7 +48,7 @@ def _header(cost: Cost) -> list[str]:
         of = "as given by --price"
     else:
         machine = price.instance if price.count == 1 else f"a GPU's share of {price.instance} with {price.count}"
-        of = f"{machine}, price of {price.date}" if price.date else machine
+        of = machine + _when(price)
     count = "" if gpus == 1 else f"{gpus} x "
     total = "" if gpus == 1 else f", {money(cost.per_hour, price.currency)} together"
     lines = [
@@ -59,6 +59,12 @@ def _header(cost: Cost) -> list[str]:
         factor = cost.alone_per_million_tokens / cost.per_million_tokens
         lines.append(f"  While the machine's other GPUs stand idle, it costs {factor:.3g} times as much.")
     return lines
+
+
+def _when(price: Price) -> str:
+    if price.date:
+        return f", price of {price.date}"
+    return f", price as retrieved {price.retrieved}" if price.retrieved else ""
 
 
 def _row(cost: Cost, name_width: int) -> list[Line]:

@@ -31,6 +31,7 @@ _PARTS = {
     "weights": "weights_bytes",
     "KV cache": "kv_bytes",
     "activations": "activation_bytes",
+    "allocator": "slack_bytes",
     "CUDA graphs": "graph_bytes",
     "CUDA and kernels": "overhead_bytes",
 }
@@ -51,6 +52,8 @@ def memory_lines(needed: Estimate) -> list[Line]:
         texts.append(f"{'':<17} {'fullest':>9} {f'{len(needed.gpus)} GPUs':>9}")
     notes = {name: note for name, note in _notes(needed).items() if note}
     for name, field in _PARTS.items():
+        if name == "allocator" and not needed.overheads.slack:
+            continue
         texts.append(f"{_row(name, needed, field)}  {notes.get(name, '')}".rstrip())
     texts.append(_row("total", needed, "total_bytes"))
     return [Line(text=text) for text in texts]
@@ -106,6 +109,7 @@ def _notes(needed: Estimate) -> dict[str, str]:
     return {
         "KV cache": blocks + request,
         "activations": peak,
+        "allocator": "freed, and kept by torch's allocator" if overheads.slack else "",
         "CUDA graphs": f"{graphs} graphs{_estimated(overheads.graph_layer.is_measured)}" if graphs else "",
         "CUDA and kernels": f"context, workspaces{_estimated(is_measured)}",
     }

@@ -178,10 +178,13 @@ def regression_message(
     differences = version_differences(record.environment.versions, then.versions) if then else ()
     unit = measurement.unit
     slower = "slower" if unit in ("s", "s/tok", "s/req") or unit.endswith("/s") else "worse"
+    how = f"{slower} by {_interval(verdict)}, tolerance {format_percent(verdict.tolerance)}"
+    if measurement.curve:  # one size, or an end that came early, may be what is slower
+        how = verdict.reason.rstrip(".")
     rows = [
         f"{record.key.test} got {slower} on {record.environment.hardware.name}",
         f"  {measurement.metric}: {format_value(measurement.value, unit)}, baseline {_of_baseline(verdict, unit)}",
-        f"  {slower} by {_interval(verdict)}, tolerance {format_percent(verdict.tolerance)}{confirmed}",
+        f"  {how}{confirmed}",
         f"  {_then_and_now(measurement.telemetry, baseline)}",
         f"  differs from the baseline: {'; '.join(differences) or 'nothing that is recorded'}",
     ]

@@ -6,6 +6,7 @@ What the judge can make of such noise is in `analysis/prospects.py`.
 A calibration is one visit to one machine. Noise between visits and between GPUs is the prior's, not measured.
 """
 
+import dataclasses
 import math
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from pytest_gpuperf.analysis.prospects import Prospects
+from pytest_gpuperf.curves import at_shared_sizes
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.judge import alpha_of
 from pytest_gpuperf.priors import Priors, prior_of
@@ -226,6 +228,7 @@ def _of_one_method(measurements: Sequence[Measurement]) -> tuple[list[Measuremen
 
 
 def _calibration(runs: _Runs, priors: Priors, alpha: float) -> Calibration:
+    runs = dataclasses.replace(runs, measurements=at_shared_sizes(runs.measurements))
     usual, _ = _of_one_method(runs.measurements)
     first, is_cpu = usual[0], runs.environment.hardware.memory_bytes is None
     prior = prior_of(first.kind, is_cpu=is_cpu, priors=priors)

@@ -26,6 +26,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from pytest_gpuperf.curves import at_shared_sizes
 from pytest_gpuperf.errors import MeasurementError
 from pytest_gpuperf.monitor import health
 from pytest_gpuperf.priors import Prior, prior_of
@@ -309,8 +310,10 @@ def _compare_one(rows: Sequence[_Both], alpha: float, tolerance: float | None) -
 
 
 def _judged(metric: Metric, kept: Sequence[_Both], prior: Prior, alpha: float) -> Metric:
-    base = [row.base for row in kept if row.base]
-    head = [row.head for row in kept if row.head]
+    found = [one for row in kept for one in (row.base, row.head) if one]
+    shared = at_shared_sizes([one.measurement for one in found])
+    sides = [replace(one, measurement=measurement) for one, measurement in zip(found, shared, strict=True)]
+    base, head = sides[::2], sides[1::2]  # a pair that lacks one of the two has been dropped
     paired = compare_pairs(
         [one.log for one in base],
         [one.log for one in head],

@@ -34,6 +34,7 @@ from pytest_gpuperf.trials.tune_plan import (
     is_default,
     name_of,
 )
+from pytest_gpuperf.workloads.models import is_model_folder
 from pytest_gpuperf.workloads.requests import Generation, Load
 from pytest_gpuperf.workloads.vllm import EngineConfig
 
@@ -148,7 +149,8 @@ class Tuning(Record, frozen=True, kw_only=True):
 def engine_config(model: str, settings: Mapping[str, Setting]) -> EngineConfig:
     """Return vLLM's own defaults, apart from these settings.
 
-    The prefix cache is off: all repeats have the same prompts, and it would answer for the engine.
+    The prefix cache is off: all repeats have the same prompts, and it would answer for the engine. Weights are read
+    from folders alone: a hub id stands for the preset of its shape.
 
     Raises:
         UsageError: A field that EngineConfig does not have.
@@ -160,6 +162,7 @@ def engine_config(model: str, settings: Mapping[str, Setting]) -> EngineConfig:
         max_num_seqs=None,
         max_num_batched_tokens=None,
         enable_prefix_caching=False,
+        load_format=None if is_model_folder(model) else "dummy",
     )
     try:
         return replace(default, **settings)
@@ -315,8 +318,7 @@ def measured(settings: Settings, plan: Plan, bench: Bench) -> Point:
             load_time_s=engine.load_time_s,
             configuration=engine.configuration,
             blocks=engine.blocks,
-            # the engine's own processes are not this one's, and would pass for strangers
-            unwell=health(replace(monitor.telemetry, other_process_pids=None)),
+            unwell=health(monitor.telemetry),
         )
     return replace(point, duration_s=bench.clock() - start_s)
 

@@ -197,6 +197,8 @@ def read_best(path: Path) -> tuple[str, Settings]:
         raise UsageError(f"{path} names no model. It needs a line such as: model: llama-3-8b")
     if unknown := [field for field in found if field not in _STATED]:
         raise UsageError(f"{path} sets {unknown[0].replace('_', '-')}, and only these are tuned: {_names(_STATED)}.")
+    if not found:
+        raise UsageError(f"{path} sets nothing that differs from the default. It needs one of: {_names(_STATED)}.")
     return model, found
 
 

@@ -65,8 +65,10 @@ def filled_share_of(generation: Generation, load: Load, *, blocks: int, block_si
 
     That is the last one before the first request can have ended, and before requests were thrown out, which is seen by
     fewer of them running: vLLM reports a preemption with the request's next token only. Each token is in the cache but
-    the newest of each request, which the next step writes. Blocks that prompts share are counted once and their tokens
-    for each, so that with shared prefixes there is no such number.
+    the newest of each request, which the next step writes. A step after which a prompt is half read does not count, nor
+    one whose blocks vLLM has given to the next step's prompts already (async scheduling): fewer requests have got a
+    token in it than are running. Blocks that prompts share are counted once and their tokens for each, so that with
+    shared prefixes there is no such number.
 
     Args:
         generation: Of the load.
@@ -78,6 +80,8 @@ def filled_share_of(generation: Generation, load: Load, *, blocks: int, block_si
     running = itertools.accumulate((step.running for step in early), max)
     pairs = zip(early, running, strict=True)
     known = [step for step, _ in itertools.takewhile(lambda pair: _is_growing(*pair), pairs)]
+    while known and known[-1].output_tokens < known[-1].running:
+        known.pop()
     if not known or not known[-1].kv_share:
         return None
     tokens = sum(step.prompt_tokens + step.output_tokens for step in known) - known[-1].output_tokens

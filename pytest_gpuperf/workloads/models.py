@@ -104,7 +104,7 @@ def has_weights(model: str) -> bool:
         model: A preset's name, a folder, or a hub id such as `org/name`.
     """
     if Path(model).is_dir():
-        return any(any(Path(model).glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+        return any(any(Path(model).glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pt"))
     return is_hub_id(model)
 
 

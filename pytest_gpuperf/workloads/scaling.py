@@ -1,16 +1,15 @@
 """What several GPUs are worth together: the throughput of all against that of each alone."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import closing
 
 import msgspec
 
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import EngineOutOfMemory, NotSupported, UsageError
-from pytest_gpuperf.nvml import Nvml
 from pytest_gpuperf.records import Record
 from pytest_gpuperf.workloads.requests import Load
-from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
+from pytest_gpuperf.workloads.vllm import EngineConfig, StartEngine
 
 
 class Scaling(Record, frozen=True, kw_only=True):
@@ -62,17 +61,14 @@ class Alone(Record, frozen=True, kw_only=True):
         )
 
 
-def measure_alone(
-    config: EngineConfig, load: Load, *, devices: Sequence[Device], nvml: Nvml | None = None, folder: Path | None = None
-) -> Alone:
+def measure_alone(start: StartEngine, config: EngineConfig, load: Load, *, devices: Sequence[Device]) -> Alone:
     """Generate a load on each GPU by itself, one after the other, the second of two times timed.
 
     Args:
+        start: The fixture `vllm_engine`.
         config: Of all GPUs together; each alone gets the same, but for `tensor_parallel_size`.
         load: What to generate; the same as together.
         devices: Each of these.
-        nvml: The driver's library, by which each engine's memory is seen to be free again.
-        folder: For logs.
 
     Returns:
         The throughputs; none of them where the model does not fit on one GPU.
@@ -86,7 +82,7 @@ def measure_alone(
     measured: list[float] = []
     for device in devices:
         try:
-            with Engine(single, devices=[device], nvml=nvml, folder=folder) as engine:
+            with closing(start(single, devices=[device])) as engine:
                 engine.generate(load)  # the first is slower
                 measured.append(engine.generate(load).output_tokens_per_s)
         except (NotSupported, EngineOutOfMemory) as error:

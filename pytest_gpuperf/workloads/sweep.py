@@ -2,14 +2,14 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from pytest_gpuperf.curves import KNEE_GAIN, knee, optimum
 from pytest_gpuperf.errors import EngineOutOfMemory, NotSupported, UsageError
 from pytest_gpuperf.records import Record
 from pytest_gpuperf.units import format_percent, format_value
-from pytest_gpuperf.workloads.requests import Generation, Load
+from pytest_gpuperf.workloads.requests import Generation, GpuTime, Load, gpu_busy_share
 
 Measured = TypeVar("Measured")
 
@@ -74,6 +74,34 @@ def sweep_batches(
         return generate(load)
 
     return sweep(measure, sizes)
+
+
+def profile_batches(
+    profile: Callable[[Load], GpuTime | None], sizes: Iterable[int], *, prompt_tokens: int, output_tokens: int
+) -> dict[int, GpuTime]:
+    """Profile each batch once more: GPU time of each size; nothing without a GPU.
+
+    Args:
+        profile: Of the engine; to be called after all that is timed.
+        sizes: Those that were measured.
+        prompt_tokens: As in `sweep_batches`.
+        output_tokens: As in `sweep_batches`.
+    """
+    found: dict[int, GpuTime] = {}
+    for size in sizes:
+        gpu = profile(Load(requests=size, prompt_tokens=prompt_tokens, output_tokens=output_tokens))
+        if gpu is None:
+            return {}
+        found[size] = gpu
+    return found
+
+
+def sweep_busy_share(points: Mapping[int, Generation], profiled: Mapping[int, GpuTime]) -> float | None:
+    """Share of the time of all batches together in which the GPU computed; `None` where they were not profiled."""
+    if not profiled:
+        return None
+    busy_s = sum(gpu_busy_share(profiled[size], batch) * batch.duration_s for size, batch in points.items())
+    return busy_s / sum(batch.duration_s for batch in points.values())
 
 
 def _check_sizes(sizes: Sequence[int]) -> None:

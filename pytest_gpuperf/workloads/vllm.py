@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Protocol, Self, TypeVar
 
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import EngineError, UsageError
@@ -22,7 +22,7 @@ from pytest_gpuperf.workloads.vllm_environment import child_environment, install
 from pytest_gpuperf.workloads.vllm_messages import Generate, Generated, Profile, Profiled, Ready, Reply, Start, Stop
 from pytest_gpuperf.workloads.vllm_process import HostProcess
 
-__all__ = ["LEFT_BYTES", "Engine", "EngineConfig", "Teardown", "arguments_of", "configuration_of"]
+__all__ = ["LEFT_BYTES", "Engine", "EngineConfig", "StartEngine", "Teardown", "arguments_of", "configuration_of"]
 
 #: Memory that may stay in use after an engine: the driver's accounting moves by some MiB.
 LEFT_BYTES = 100 * 2**20
@@ -153,8 +153,10 @@ class Engine:
         self.version = ready.version
         self.blocks, self.block_size = ready.blocks, ready.block_size
         self.max_model_len, self.has_steps = ready.max_model_len, ready.has_steps
-        settings = {**arguments, **ready.resolved, **speed_variables(environment)}
-        self.configuration = configuration_of(self.config.label, settings)
+        variables = speed_variables(environment)
+        settings = {**arguments, **ready.resolved, **variables}
+        given = {"options": sorted(self.config.options), "variables": sorted(variables)}
+        self.configuration = configuration_of(self.config.label, settings, given=given)
         return self
 
     def __exit__(
@@ -260,6 +262,24 @@ class Engine:
         if isinstance(reply, kind):
             return reply
         raise EngineError(f"{self._process.name} answered {type(reply).__name__} where {kind.__name__} was expected.")
+
+
+class StartEngine(Protocol):
+    """The `vllm_engine` fixture: start vLLM for a test."""
+
+    def __call__(self, config: EngineConfig, *, devices: Sequence[Device] | None = None) -> Engine:
+        """Return a running engine, which ends with the test, or before it with `engine.close()`.
+
+        Args:
+            config: What to start.
+            devices: Some of those that the test holds; `None`: all of them.
+
+        Raises:
+            UsageError: What this vLLM does not know, or a device that the test does not hold.
+            NotSupported: vLLM is not installed, or the model does not fit.
+            EngineError: It died, hung, or refused the configuration.
+        """
+        ...
 
 
 def check_lengths(generation: Generation, load: Load) -> None:

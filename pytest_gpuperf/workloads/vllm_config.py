@@ -8,18 +8,34 @@ import msgspec
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.records import Record
-from pytest_gpuperf.workloads.models import ModelShape, is_model_folder, preset_of, refuse_uneven_heads, shape_of
+from pytest_gpuperf.workloads.models import (
+    ModelShape,
+    has_weights,
+    is_model_folder,
+    preset_of,
+    refuse_uneven_heads,
+    shape_of,
+)
 from pytest_gpuperf.workloads.vllm_environment import DTYPE_BYTES, require_devices, require_weights_fit
 
 #: The CPU build would take most of the host's memory for its KV cache.
 _CPU_KV_BYTES = 256 * 2**20
+#: Fields that are numbers of something.
+_COUNTS = (
+    "tensor_parallel_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "kv_cache_memory_bytes",
+    "num_gpu_blocks_override",
+)
 
 
 class EngineConfig(Record, frozen=True, kw_only=True):
     """What an engine is asked for. Everything is explicit: vLLM's own defaults differ by version and by GPU.
 
     Attributes:
-        model: A preset such as `llama-3-8b`, a folder with a config.json, or with `load_format` a hub id.
+        model: A preset such as `llama-3-8b`, a folder with a config.json, or a hub id, which stands for real weights.
         dtype: Of weights and activations.
         quantization: Such as `fp8`; `None` for none.
         kv_cache_dtype: `auto` is that of the model.
@@ -31,8 +47,8 @@ class EngineConfig(Record, frozen=True, kw_only=True):
         num_gpu_blocks_override: The same in blocks.
         enable_prefix_caching: Prompts with the same beginning share its blocks.
         enforce_eager: Without CUDA graphs and compilation.
-        load_format: `dummy`: random weights; `None`: `dummy` where there are no weights: presets, and folders that
-            hold none.
+        load_format: `dummy`: random weights; `None`: `dummy` for presets, and folders that hold no weights, else
+            `auto`.
         seed: Of vLLM.
         options: Further arguments of vLLM's EngineArgs.
         environment: Variables that vLLM is started with, where the user has not set them.
@@ -65,7 +81,7 @@ class EngineConfig(Record, frozen=True, kw_only=True):
     @property
     def is_remote(self) -> bool:
         """Whether vLLM is to find the model on the hub."""
-        is_real = self.load_format not in (None, "dummy")
+        is_real = has_weights(self.model) if self.load_format is None else self.load_format != "dummy"
         return is_real and not Path(self.model).exists()
 
 
@@ -76,7 +92,7 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
         UsageError: An unknown model, a number below 1, a sequence over the model's limit, a doubled argument.
         NotSupported: Not enough GPUs, or not enough memory for the weights.
     """
-    for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+    for name in _COUNTS:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"EngineConfig({name}={value}): at least 1 is needed.")
@@ -102,7 +118,7 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
 def _shape(config: EngineConfig) -> ModelShape | None:
     """The model's shape; `None` where only vLLM knows it."""
     if config.is_remote:
-        return None
+        return preset_of(config.model)
     try:
         return shape_of(config.model)
     except UsageError:
@@ -126,17 +142,32 @@ def arguments_of(config: EngineConfig, *, model: str, is_on_gpu: bool) -> dict[s
     if not is_on_gpu:
         own.setdefault("kv_cache_memory_bytes", _CPU_KV_BYTES)
         own.pop("gpu_memory_utilization", None)
-    own.setdefault("load_format", "auto" if _has_weights(model) else "dummy")
+    own.setdefault("load_format", "auto" if has_weights(config.model) else "dummy")
     # prompts are token ids; what the scheduler does is read from the log stats
     return {**own, "model": model, "skip_tokenizer_init": True, "disable_log_stats": False, **config.options}
 
 
-def _has_weights(model: str) -> bool:
-    folder = Path(model)
-    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin", "*.pt"))
+def with_options(config: EngineConfig, options: Mapping[str, object]) -> EngineConfig:
+    """Add further arguments of vLLM, over those that the configuration has."""
+    return msgspec.structs.replace(config, options={**config.options, **options})
 
 
-def configuration_of(model: str, settings: Mapping[str, object]) -> dict[str, str]:
+def check_options(options: Mapping[str, object]) -> None:
+    """Refuse further arguments that are fields of EngineConfig: those are each test's own to say.
+
+    Raises:
+        UsageError: With the first of them.
+    """
+    if fields := sorted(set(options) & set(EngineConfig.__struct_fields__)):
+        raise UsageError(
+            f"{fields[0]!r} is a field of EngineConfig, which each test states itself. "
+            "Give further arguments of vLLM, such as disable_custom_all_reduce."
+        )
+
+
+def configuration_of(
+    model: str, settings: Mapping[str, object], *, given: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
     """Settings that make two results incomparable where they differ.
 
     vLLM's version is not among them, nor what it decides by itself: a slower new version is to be caught.
@@ -144,9 +175,11 @@ def configuration_of(model: str, settings: Mapping[str, object]) -> dict[str, st
     Args:
         model: Its short name: folders differ between machines.
         settings: Arguments, as vLLM has resolved them, and variables of the environment.
+        given: Names of settings that need not be there, by kind: a setting that one of two results lacks is seen by it.
     """
     left_out = {"model", "seed", "skip_tokenizer_init", "disable_log_stats"}
     if "kv_cache_memory_bytes" in settings or "num_gpu_blocks_override" in settings:
         left_out.add("gpu_memory_utilization")  # without effect on the KV cache, which is what it is for
     kept = {name: str(value) or "''" for name, value in settings.items() if name not in left_out}
-    return {"engine": "vllm", "model": model, **kept}
+    names = {kind: ", ".join(names) or "none" for kind, names in given.items()}
+    return {"engine": "vllm", "model": model, **kept, **names}

@@ -11,18 +11,21 @@ from pytest_gpuperf.errors import NotSupported
 from pytest_gpuperf.nvml import Nvml
 from pytest_gpuperf.units import format_value
 
-#: The oldest version that is supported, and tested against.
+#: The oldest version that is supported.
 OLDEST = (0, 20)
 #: Bytes of one element of the weights.
 DTYPE_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
-#: Variables that change what is said or kept, not what is computed.
+#: Variables that change what is said or kept, not what is computed; the first are secrets, which no file may hold.
 _WITHOUT_EFFECT = (
+    "VLLM_API",
     "VLLM_CACHE",
-    "VLLM_CONFIG_ROOT",
-    "VLLM_LOGGING",
-    "VLLM_CONFIGURE_LOGGING",
+    "VLLM_CONFIG",
+    "VLLM_HOST",
+    "VLLM_LOG",
     "VLLM_NO_USAGE",
+    "VLLM_PORT",
     "VLLM_RPC",
+    "VLLM_USAGE",
 )
 
 

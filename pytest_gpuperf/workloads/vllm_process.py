@@ -25,7 +25,8 @@ _LOG_BYTES = 2_000_000
 #: What torch, CUDA and vLLM say when memory does not suffice.
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|No available memory for the cache blocks|DefaultCPUAllocator: can't allocate"
-    r"|larger than the available KV cache memory|Free memory on device .* less than desired",
+    r"|larger than the available KV cache memory|Free memory on device .* less than desired"
+    r"|less than requested memory for kv",
     re.IGNORECASE,
 )
 #: `(EngineCore pid=1) ERROR 11-21 07:00:00 [core.py:10] ` and terminal colours, which say nothing about the cause.
@@ -50,7 +51,7 @@ class HostProcess:
         self.log = log
         self.name = name
         self.has_failed = False
-        self._pending = b""
+        self._pending = bytearray()
         self._stage_offset = 0
         log.parent.mkdir(parents=True, exist_ok=True)
         self._reply_fd, child_fd = os.pipe()
@@ -116,7 +117,7 @@ class HostProcess:
 
     def _wait(self, stage: str, timeout_s: float) -> Reply:
         begin_s = time.monotonic()
-        while b"\n" not in self._pending:
+        while not self._pending.endswith(b"\n"):  # one reply a command: a search of all of it each time would be slow
             if time.monotonic() - begin_s > timeout_s:
                 raise self._error(
                     f"did not answer within {timeout_s:g} s while {stage}, and was ended with all its processes"
@@ -130,7 +131,7 @@ class HostProcess:
                 self._await_end()
             if not was_alive or not self._is_alive:
                 raise self._error(f"{self._ending} while {stage}, after {time.monotonic() - begin_s:.1f} s")
-        line, self._pending = self._pending.split(b"\n", 1)
+        line, self._pending = bytes(self._pending[:-1]), bytearray()
         try:
             return reply_of(line)
         except msgspec.DecodeError as error:
