@@ -44,4 +44,6 @@ def record(perf: Recorder, found: Sweep[Generation], profiled: dict[int, GpuTime
         perf.record_curve(metric, curve, unit=unit, x="batch size", end=found.end, gpu_busy_share=share)
     if profiled:
         steps_s = {size: gpu.step_s for size, gpu in profiled.items()}
-        perf.record_curve("gpu_step_time", steps_s, unit="s", x="batch size", end=found.end, tolerance=0.03)
+        perf.record_curve(
+            "gpu_step_time", steps_s, unit="s", x="batch size", end=found.end, tolerance=0.03, kind="compute"
+        )

@@ -433,7 +433,8 @@ def _in_cycles(
     sessions: Sequence[Session],
 ) -> Verdict:
     """Lay a compute-bound slowdown that is none in clock cycles at the clock's door."""
-    if verdict.status != "REGRESSED" or baseline.kind != "compute":
+    is_measured = baseline.method.mode not in ("recorded", "curve")  # whose clock is that of the measured calls
+    if verdict.status != "REGRESSED" or baseline.kind != "compute" or not is_measured:
         return verdict
     now = _mean_clock_mhz([run.telemetry.sm_clock_mhz if run.telemetry else None for run in measurements])
     then = _mean_clock_mhz([run.sm_clock_mhz for session in sessions for run in session.runs])

@@ -528,16 +528,21 @@ def _with_anchors(run: "Run") -> Generator[None, pytest.TestReport, pytest.TestR
 
 
 def properties(record: "TestRecord") -> list[tuple[str, object]]:
-    """What JUnit shows of a test: `gpuperf.METRIC.value`, `unit`, `verdict`, `change`, `change_low`, `change_high`."""
+    """What JUnit shows of a test.
+
+    `gpuperf.METRIC.value`, `unit`, `verdict`, `change`, `change_low`, `change_high`, `limited_by` (the host).
+    """
     rows: list[tuple[str, object]] = []
     for measurement, verdict in zip(record.measurements, record.verdicts, strict=True):
+        is_own = verdict.value is None or (verdict.runs == 1 and not measurement.curve)
         figures = {
-            "value": measurement.value if verdict.value is None or verdict.runs == 1 else verdict.value,
+            "value": measurement.value if is_own else verdict.value,
             "unit": measurement.unit,
             "verdict": verdict.status,
             "change": verdict.change,
             "change_low": verdict.change_low,
             "change_high": verdict.change_high,
+            "limited_by": "host" if verdict.is_host_limited else None,
         }
         rows += [
             (f"gpuperf.{measurement.metric}.{name}", value) for name, value in figures.items() if value is not None

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from statistics import geometric_mean
 from types import TracebackType
+from typing import get_args
 
 from msgspec.structs import replace
 
@@ -157,6 +158,7 @@ class Recorder:
         contradicts_unit: bool = False,
         tolerance: object = None,
         gpu_busy_share: float | None = None,
+        kind: Kind | None = None,
     ) -> Measurement:
         """Record an end-to-end metric that the test measured itself, with the telemetry of the last region that ended.
 
@@ -169,6 +171,8 @@ class Recorder:
             tolerance: Largest slowdown accepted: `0.05` or `"5%"`.
             gpu_busy_share: Part of the time in which a kernel ran, 0 to 1. Below 0.9 the host was the limit: the
                 verdict says so, and gates nothing that was so in the baseline too.
+            kind: What the value depends on, if not on everything: selects the usual noise, such as that of `compute`
+                for a time that the GPU took. Default: `end-to-end`, or `host` where the host was the limit.
 
         Raises:
             UsageError: A wrong argument, or the metric was recorded before.
@@ -182,7 +186,7 @@ class Recorder:
                 value=value_base,
                 unit=unit_base,
                 better=direction(unit, better=better, contradicts_unit=contradicts_unit),
-                kind="host" if is_host_limited(share) else "end-to-end",
+                kind=_kind(metric, kind, share),
                 method=Method(clock="wall", mode="recorded"),
                 tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
                 telemetry=self._of_last_region,
@@ -203,6 +207,7 @@ class Recorder:
         contradicts_unit: bool = False,
         tolerance: object = None,
         gpu_busy_share: float | None = None,
+        kind: Kind | None = None,
     ) -> Measurement:
         """Record a metric at several sizes: one curve, one verdict.
 
@@ -216,6 +221,7 @@ class Recorder:
             contradicts_unit: See `record`.
             tolerance: See `record`.
             gpu_busy_share: See `record`; of all sizes together.
+            kind: See `record`.
 
         Raises:
             UsageError: A wrong argument, no point, or the metric was recorded before.
@@ -225,14 +231,7 @@ class Recorder:
         self._check_new(metric, unit)
         if not points:
             raise UsageError(f"The curve {metric!r} has no point{f': {end}' if end else ''}.")
-        if not isinstance(x, str) or not x.strip():
-            raise UsageError(
-                f"x={x!r} of {metric} does not say what the sizes are of. Write 'batch size', 'tokens', ..."
-            )
-        if wrong := [size for size in points if not _is_size(size)]:
-            raise UsageError(f"{x} {wrong[0]!r} of {metric} is not a whole number above zero.")
-        based = {int(size): _in_base(f"{metric} at {x} {size}", points[size], unit) for size in sorted(points)}
-        values = {str(size): value for size, (value, _) in based.items()}
+        values = _values_by_size(metric, points, x, unit)
         share = None if gpu_busy_share is None else _share(metric, gpu_busy_share)
         return self._add(
             Measurement(
@@ -240,7 +239,7 @@ class Recorder:
                 value=geometric_mean(values.values()),
                 unit=to_base(1.0, unit)[1],
                 better=direction(unit, better=better, contradicts_unit=contradicts_unit),
-                kind="host" if is_host_limited(share) else "end-to-end",
+                kind=_kind(metric, kind, share),
                 method=Method(clock="wall", mode="curve"),
                 tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
                 telemetry=self._of_last_region,
@@ -304,6 +303,21 @@ def _in_base(metric: str, value: object, unit: str) -> tuple[float, str]:
     if not (math.isfinite(base_value) and base_value > 0):
         raise UsageError(f"{metric} = {value!r} {unit} is not a finite number above zero in {base_unit}.")
     return base_value, base_unit
+
+
+def _values_by_size(metric: str, points: Mapping[int, float], x: object, unit: str) -> dict[str, float]:
+    """The values in their base unit, the smallest size first."""
+    if not isinstance(x, str) or not x.strip():
+        raise UsageError(f"x={x!r} of {metric} does not say what the sizes are of. Write 'batch size', 'tokens', ...")
+    if wrong := [size for size in points if not _is_size(size)]:
+        raise UsageError(f"{x} {wrong[0]!r} of {metric} is not a whole number above zero.")
+    return {str(int(size)): _in_base(f"{metric} at {x} {size}", points[size], unit)[0] for size in sorted(points)}
+
+
+def _kind(metric: str, given: Kind | None, gpu_busy_share: float | None) -> Kind:
+    if given is not None and given not in get_args(Kind):
+        raise UsageError(f"kind={given!r} of {metric} does not exist. Valid: {', '.join(get_args(Kind))}.")
+    return given or ("host" if is_host_limited(gpu_busy_share) else "end-to-end")
 
 
 def _share(metric: str, gpu_busy_share: object) -> float:

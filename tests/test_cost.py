@@ -276,11 +276,11 @@ def test_fresh_processes_replace_the_run_that_was_repeated() -> None:
 
 
 def test_curve_costs_something_at_each_size() -> None:
-    curve = Curve(x="batch size", points={"1": 40.0, "16": 300.0})
+    curve = Curve(x="batch size", points={"1": 40.0, "16": 300.0, "4": 120.0})  # as JSON sorts them
     found = throughputs([measured(tokens(110.0, curve=curve, gpu_busy_share=0.9))])
-    assert [one.metric for one in found] == ["throughput, batch size 1", "throughput, batch size 16"]
-    assert [one.tokens_per_s for one in found] == pytest.approx([40.0, 300.0])
-    assert [one.gpu_busy_share for one in found] == [None, None]
+    assert [one.metric for one in found] == [f"throughput, batch size {size}" for size in (1, 4, 16)]
+    assert [one.tokens_per_s for one in found] == pytest.approx([40.0, 120.0, 300.0])
+    assert [one.gpu_busy_share for one in found] == [None] * 3
 
 
 def test_several_gpus_cost_several_times_as_much() -> None:

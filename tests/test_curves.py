@@ -281,3 +281,11 @@ def test_accepting_a_curve_keeps_its_points(pytester: pytest.Pytester) -> None:
     assert gpuperf("baseline", "accept", "--reason", "a slower model").code == 0
     assert sweep(twice).run(pytester).ret == 0
     assert verdicts_of(pytester)["test_batch throughput"].status == "PASS"
+
+
+def test_junit_has_the_value_that_the_change_is_of(pytester: pytest.Pytester) -> None:
+    sweep(RATES).record(pytester)
+    sweep({**RATES, 64: 20_000.0}).run(pytester, "--junitxml=junit.xml")
+    value = verdicts_of(pytester)["test_batch throughput"].value
+    assert value == pytest.approx((590.0 * 4193.0 * 14982.0) ** (1 / 3), rel=1e-4)
+    assert f'name="gpuperf.throughput.value" value="{value}"' in (pytester.path / "junit.xml").read_text()

@@ -112,3 +112,8 @@ def test_new_sessions_of_a_host_limited_metric_are_recorded_whatever_they_are(py
     serving("0.5").record(pytester)
     result = serving("0.5", "2e-3").run(pytester, "--gpuperf-update")
     result.stdout.fnmatch_lines(["*1 recorded*"])
+
+
+def test_junit_names_the_host(pytester: pytest.Pytester) -> None:
+    serving("0.5").run(pytester, "--junitxml=junit.xml")
+    assert '"gpuperf.throughput.limited_by" value="host"' in (pytester.path / "junit.xml").read_text()

@@ -869,6 +869,13 @@ def test_a_slowdown_that_is_none_in_clock_cycles_is_the_clocks() -> None:
     )
 
 
+def test_the_clock_of_a_region_does_not_explain_a_number_that_the_test_recorded() -> None:
+    recorded = Method(clock="wall", mode="recorded")
+    baseline = replace(accepted(*[[1.0]] * 5, clocks_mhz=[1980.0] * 5), method=recorded)
+
+    assert judged(current(1.05, clock_mhz=1890.0, method=recorded), baseline).status == "REGRESSED"
+
+
 def test_the_clock_explains_a_rate_as_well_as_a_time() -> None:
     baseline = accepted(*[[500e12]] * 5, unit="FLOP/s", better="higher", clocks_mhz=[1980.0] * 5)
 

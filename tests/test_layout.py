@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_gpuperf"
 HEAVY = ("torch", "pynvml", "numpy", "rich", "typer", "filelock", "matplotlib", "vllm")
 
-#: Lines of code of the flat modules together: 5,720 when this was written, with confirmation, priors, anchors, curves.
-CORE_CEILING = 6000
+#: Lines of code of the flat modules together: 6,000 when this was written, with confirmation, priors, anchors, curves,
+#: and the commands of `gpuperf`.
+CORE_CEILING = 6200
 LONGEST_FUNCTION = 40
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

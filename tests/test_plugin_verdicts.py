@@ -386,6 +386,7 @@ def test_junit_holds_the_failure_in_the_testcase_and_the_figures_as_properties(p
 def test_junit_of_a_first_run_has_no_change(pytester: pytest.Pytester) -> None:
     Suite().run(pytester, "--junitxml", "junit.xml")
     properties = properties_of(junit_of(pytester.path / "junit.xml")["test_kernel"])
+    assert "gpuperf.time.limited_by" not in properties
 
     assert properties["gpuperf.time.verdict"] == "NEW"
     assert "gpuperf.time.change" not in properties

@@ -501,6 +501,15 @@ def test_configuration_is_part_of_what_is_recorded_from_then_on() -> None:
     assert [m.configuration for m in found.measurements] == [None, known, known, None]
 
 
+def test_kind_of_a_recorded_value_may_be_named() -> None:
+    found = recorder()
+    assert found.record("step", 1.0, unit="s", kind="compute", gpu_busy_share=0.5).kind == "compute"
+    assert found.record("all", 1.0, unit="s").kind == "end-to-end"
+    with pytest.raises(UsageError, match=r"kind='gpu' of x does not exist. Valid: compute, memory, transfer, host"):
+        found.record("x", 1.0, unit="s", kind="gpu")  # type: ignore[arg-type]
+    assert found.record_curve("curve", {1: 1.0}, unit="s", x="batch size", kind="compute").kind == "compute"
+
+
 def test_configuration_without_a_value_is_refused() -> None:
     with pytest.raises(UsageError, match=r"The configuration has no value for 'model'. Leave the name out"):
         recorder().configure({"model": " "})

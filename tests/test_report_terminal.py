@@ -398,6 +398,11 @@ def test_a_tolerance_that_noise_swallows_is_mentioned_once() -> None:
     assert told == [f"{noisy.key.test} throughput: {detail}"]
 
 
+def test_tolerance_of_what_gates_nothing_is_no_matter() -> None:
+    host = verdict("PASS", minimum_detectable_effect=0.08, is_host_limited=True)
+    assert not [text for text in noted(record((THROUGHPUT, host))) if "tolerance" in text]
+
+
 def test_more_warnings_than_are_shown_are_counted() -> None:
     noisy = [
         record((measured(name), verdict("PASS", metric=name, minimum_detectable_effect=0.08)))
@@ -412,6 +417,17 @@ def test_every_verdict_is_counted(statuses: list[Status]) -> None:
     first = noted(*[record((THROUGHPUT, verdict(status))) for status in statuses])[0]
     counts = {name: int(number) for number, name in re.findall(r"(\d+) ([A-Z]+)\b", first)}
     assert counts == {status: statuses.count(status) for status in set(statuses)}
+
+
+def test_a_remark_that_rows_share_stands_once_below_the_last() -> None:
+    host = {"remark": "limited by the host: GPU busy 64 % of the time", "is_host_limited": True}
+    pairs = [(measured(name), verdict("PASS", metric=name, **host)) for name in ("a", "b")]
+    pairs.append((measured("c"), verdict("PASS", metric="c")))
+    texts = [line.text for line in table([record(*pairs)])]
+    assert [text.split()[1] for text in texts[2:4]] == ["a", "b"]
+    assert texts[4] == "  limited by the host: GPU busy 64 % of the time"
+    assert texts[5].split()[1] == "c"
+    assert len(texts) == 6
 
 
 # The command

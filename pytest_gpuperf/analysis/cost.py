@@ -303,5 +303,5 @@ def _of_metric(record: TestRecord, first: Measurement) -> list[Throughput]:
             tokens_per_s=geometric_mean(curve.points[size] for curve in curves if size in curve.points),
             gpu_busy_share=None,  # that of the whole curve says nothing of a point
         )
-        for size in curves[0].points
+        for size in sorted(curves[0].points, key=int)
     ]

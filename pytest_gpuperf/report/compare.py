@@ -186,7 +186,7 @@ class _Found(Record, frozen=True, kw_only=True):
     def points(self) -> dict[str, float]:
         """Of a curve: size -> value; empty for a single value."""
         curves = [run.curve for run in self.fresh if run.curve]
-        sizes = list(curves[0].points) if curves else []
+        sizes = sorted(curves[0].points, key=int) if curves else []
         return {size: geometric_mean(one.points[size] for one in curves if size in one.points) for size in sizes}
 
     @property

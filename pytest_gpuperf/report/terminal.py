@@ -1,5 +1,6 @@
 """What a user reads: the table after a run, the message of a test that got slower, and the notes below."""
 
+import itertools
 import os
 import shlex
 import shutil
@@ -81,15 +82,22 @@ def table(records: Sequence[TestRecord], *, width: int = 80) -> list[Line]:
     for function, group in functions.items():
         lines.append(Line(text=function))
         for record in group:
-            by_metric = {measurement.metric: measurement for measurement in record.measurements}
-            for verdict in record.verdicts:
-                label = _label(record, verdict.metric)
-                if len(label) > name_width:  # cut, two names could look the same
-                    lines.append(Line(text=f" {_fitted(label, width - 1)}"))
-                    label = ""
-                shown = _shown(by_metric[verdict.metric], verdict, record)
-                lines.append(_verdict_row(label, name_width, shown, verdict))
-                lines += [Line(text=f"  {text}") for text in textwrap.wrap(verdict.remark or "", width - 2)]
+            lines += _rows_of(record, name_width, width)
+    return lines
+
+
+def _rows_of(record: TestRecord, name_width: int, width: int) -> list[Line]:
+    """A row a metric, with its remark below; one that several rows in turn share stands below the last."""
+    by_metric = {measurement.metric: measurement for measurement in record.measurements}
+    lines: list[Line] = []
+    for verdict, following in itertools.zip_longest(record.verdicts, record.verdicts[1:]):
+        label = _label(record, verdict.metric)
+        if len(label) > name_width:  # cut, two names could look the same
+            lines.append(Line(text=f" {_fitted(label, width - 1)}"))
+            label = ""
+        lines.append(_verdict_row(label, name_width, _shown(by_metric[verdict.metric], verdict, record), verdict))
+        if verdict.remark and (following is None or following.remark != verdict.remark):
+            lines += [Line(text=f"  {text}") for text in textwrap.wrap(verdict.remark, width - 2)]
     return lines
 
 
@@ -325,7 +333,12 @@ def _doubts(records: Sequence[TestRecord]) -> list[Line]:
     if any(m.is_peak_computed for _, m in measurements):
         lines.append(Line(text="Peaks are computed upper bounds (clock and SM count): this GPU is not in the table."))
     warnings = sorted(
-        {f"{record.key.test} {text}" for record in records for v in record.verdicts if (text := tolerance_warning(v))}
+        {
+            f"{record.key.test} {text}"
+            for record in records
+            for v in record.verdicts
+            if not v.is_host_limited and (text := tolerance_warning(v))
+        }
     )
     lines += [Line(text=warning, colour="yellow") for warning in warnings[:3]]
     if len(warnings) > 3:
