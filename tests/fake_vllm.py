@@ -203,6 +203,14 @@ def _fail(stage: str) -> None:
             time.sleep(1000)
 
 
+def load_general_plugins() -> None:
+    """Add what a plugin adds, to the lists that this version has."""
+    if FAULT.startswith("plugin"):
+        sys.modules["vllm.model_executor.layers.quantization"].QUANTIZATION_METHODS.append("int7")
+    if FAULT == "plugin-0.33":
+        sys.modules["vllm.config.cache"].__dict__["KV_CACHE_DTYPES"] = ["auto", "fp8", "int7"]
+
+
 def install() -> None:
     """Put the fake where `import vllm` finds it."""
     modules: dict[str, dict[str, Any]] = {
@@ -211,6 +219,7 @@ def install() -> None:
         "vllm.engine.arg_utils": {"EngineArgs": EngineArgs},
         "vllm.config": {"ProfilerConfig": ProfilerConfig},
         "vllm.config.cache": {"CacheDType": Literal["auto", "fp8"]},
+        "vllm.plugins": {"load_general_plugins": load_general_plugins},
         "vllm.config.model": {"ModelDType": Literal["auto", "bfloat16", "float16"]},
         "vllm.model_executor": {},
         "vllm.model_executor.layers": {},

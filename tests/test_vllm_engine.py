@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -98,6 +99,13 @@ def test_steps_are_those_of_the_scheduler(start: Callable[..., FaultyEngine]) ->
     assert [step.prompt_tokens for step in steps] == [24, 0, 0, 0]
     assert [step.output_tokens for step in steps] == [3, 3, 3, 3]
     assert all(0 < before.time_s < after.time_s for before, after in itertools.pairwise(steps))
+
+
+def test_a_step_that_brought_no_token_is_none() -> None:
+    """Since 0.28 the loggers are told of it, without statistics of an iteration."""
+    with Watch(FakeEngine()) as watch:
+        watch.record(SimpleNamespace(num_running_reqs=1), None, mm_cache_stats=None, engine_idx=0)
+    assert watch.steps == []
 
 
 def test_a_second_load_is_not_mixed_with_the_first(start: Callable[..., FaultyEngine]) -> None:
@@ -376,6 +384,17 @@ def test_an_unknown_quantization_gets_the_list(start: Callable[..., FaultyEngine
     """As the installed version has it."""
     with pytest.raises(UsageError, match=r"knows no quantization='int3'\. Valid: fp8, awq\."):
         start(quantization="int3")
+
+
+def test_what_a_plugin_of_vllm_adds_is_not_refused(start: Callable[..., FaultyEngine]) -> None:
+    """The lists are read after vLLM's plugins are loaded."""
+    assert start("plugin-0.33", quantization="int7", kv_cache_dtype="int7").configuration["kv_cache_dtype"] == "int7"
+
+
+def test_a_version_without_a_list_of_cache_types_is_asked_by_their_type(start: Callable[..., FaultyEngine]) -> None:
+    """The list came with 0.33."""
+    with pytest.raises(UsageError, match=r"knows no kv_cache_dtype='int7'\. Valid: auto, fp8\."):
+        start("plugin-0.32", kv_cache_dtype="int7")
 
 
 def test_a_value_is_not_refused_where_vllm_has_no_list() -> None:

@@ -198,10 +198,13 @@ def _valid_values() -> dict[str, tuple[str, ...]]:
     """What vLLM accepts for the arguments that it may be asked about; none where this version has no such list."""
     from vllm.config import cache, model
     from vllm.model_executor.layers import quantization
+    from vllm.plugins import load_general_plugins
 
+    load_general_plugins()  # which may add to the lists; EngineArgs would do so next, and it happens once
+    kv_dtypes = get_args(getattr(cache, "CacheDType", None))
     return {
         "dtype": get_args(getattr(model, "ModelDType", None)),
-        "kv_cache_dtype": get_args(getattr(cache, "CacheDType", None)),
+        "kv_cache_dtype": tuple(getattr(cache, "KV_CACHE_DTYPES", kv_dtypes)),  # the list: from 0.33
         "quantization": tuple(getattr(quantization, "QUANTIZATION_METHODS", ())),
     }
 
