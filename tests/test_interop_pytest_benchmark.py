@@ -4,6 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,24 @@ def test_without_its_options_nothing_of_ours_is_in_its_table(pytester: pytest.Py
 
 # Its fixture under our verdicts
 
+#: A clock for its fixture on which sleeping takes no time but what it says: a busy machine would add its own.
+CLOCK = """
+now_s = 0.0
+
+def now():
+    return now_s
+
+def sleep(seconds):
+    global now_s
+    now_s += seconds
+"""
+
 
 def test_its_fixture_with_our_marker_is_new_then_passes_then_regresses(pytester: pytest.Pytester) -> None:
-    suite = Suite(files={"test_suite.py": JUDGED})
+    pytester.syspathinsert()
+    (pytester.path / "fake_clock.py").write_text(CLOCK)
+    source = JUDGED.replace("import time", "import fake_clock as time")
+    suite = Suite(files={"test_suite.py": source}, options=("--benchmark-timer=fake_clock.now",))
 
     first = suite.run(pytester, "--gpuperf-update")
     assert statuses_of(pytester) == {"test_sleep benchmark": "NEW"}
@@ -170,13 +186,13 @@ def test_its_fixture_with_our_marker_is_new_then_passes_then_regresses(pytester:
     assert statuses_of(pytester) == {"test_sleep benchmark": "PASS"}
     second.assert_outcomes(passed=1)
 
-    third = Suite(files=suite.files, environment=SLEEPS_LONGER).run(pytester)
+    third = replace(suite, environment=SLEEPS_LONGER).run(pytester)
     assert statuses_of(pytester) == {"test_sleep benchmark": "REGRESSED"}
     third.assert_outcomes(failed=1)
     [test] = results_of(pytester).tests
     value, before = test.measurements[0].value, test.verdicts[0].baseline_value or 0.0
     assert before == pytest.approx(recorded.tests["test_sleep"]["benchmark"].sessions[0].runs[0].value)
-    assert value > 0.03 > before > 0.01
+    assert value == pytest.approx(0.03)
     figures = f"{format_value(value, 's')}, baseline {format_value(before, 's')}"
     third.stdout.fnmatch_lines(["test_sleep got slower on *", f"  benchmark: {figures}"])
     assert_readable(third)
