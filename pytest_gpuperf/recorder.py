@@ -243,7 +243,7 @@ class Recorder:
                 method=Method(clock="wall", mode="curve"),
                 tolerance=self._tolerance if tolerance is None else parse_tolerance(tolerance),
                 telemetry=self._of_last_region,
-                configuration=self._configuration,
+                configuration={**(self._configuration or {}), "curve over": x},
                 gpu_busy_share=share,
                 curve=Curve(x=x, points=values, end=end),
             )

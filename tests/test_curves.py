@@ -289,3 +289,12 @@ def test_junit_has_the_value_that_the_change_is_of(pytester: pytest.Pytester) ->
     value = verdicts_of(pytester)["test_batch throughput"].value
     assert value == pytest.approx((590.0 * 4193.0 * 14982.0) ** (1 / 3), rel=1e-4)
     assert f'name="gpuperf.throughput.value" value="{value}"' in (pytester.path / "junit.xml").read_text()
+
+
+def test_curve_over_something_else_is_not_compared(pytester: pytest.Pytester) -> None:
+    sweep(RATES).record(pytester)
+    clients = Suite(
+        files={"test_suite.py": SWEEP.replace("batch size", "clients")}, environment=sweep(RATES).environment
+    )
+    result = clients.run(pytester)
+    result.stdout.fnmatch_lines(["INCOMPARABLE *: Not comparable: curve over clients, baseline batch size."])

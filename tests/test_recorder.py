@@ -541,6 +541,7 @@ def test_curve_keeps_its_points_in_the_base_unit_and_their_geometric_mean() -> N
     assert (measurement.unit, measurement.better) == ("s", "lower")
     assert measurement.curve.end == "out of memory at 8"
     assert measurement.method == Method(clock="wall", mode="curve")
+    assert measurement.configuration == {"curve over": "batch size"}
 
 
 def test_sizes_of_numpy_are_sizes() -> None:
