@@ -50,7 +50,8 @@ def test_throughput(perf: Recorder, gpu: Device, vllm_engine: StartEngine, model
     if memory_bytes:
         perf.record("memory", memory_bytes, unit="B", tolerance=0.02)
         perf.record("memory_share", 100 * memory_bytes / gpu.memory_bytes, unit="%", better="lower", tolerance=0.02)
-    assert generation.driver_share < 0.01
+    # a tenth of a second of the tiny model, on cores that others use too, would measure those
+    assert gpu.kind == "cpu" or generation.driver_share < 0.01
 
 
 @pytest.mark.gpu
