@@ -149,15 +149,18 @@ class Engine:
             self.close()
             raise
         self.start_time_s = time.perf_counter() - begin_s
+        self._keep(ready, arguments, speed_variables(environment))
+        return self
+
+    def _keep(self, ready: Ready, arguments: dict[str, object], variables: dict[str, str]) -> None:
+        """Keep what vLLM says of itself, and what of it makes results comparable."""
         self.load_time_s = ready.load_time_s
         self.version = ready.version
         self.blocks, self.block_size = ready.blocks, ready.block_size
         self.max_model_len, self.has_steps = ready.max_model_len, ready.has_steps
-        variables = speed_variables(environment)
         settings = {**arguments, **ready.resolved, **variables}
         given = {"options": sorted(self.config.options), "variables": sorted(variables)}
         self.configuration = configuration_of(self.config.label, settings, given=given)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
