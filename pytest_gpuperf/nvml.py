@@ -4,9 +4,11 @@ A fake and a replay of it are in `pytest_gpuperf.testing`. Constants and units a
 driver or a user cannot have is `None`, never 0; a GPU that is lost is a DeviceError.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 from pytest_gpuperf.errors import DeviceError
+from pytest_gpuperf.nvml_meters import GpuActivity, activity_meter, error_meter
 from pytest_gpuperf.records import Record
 
 #: Fields of nvmlDeviceGetFieldValues: nanoseconds since the driver was loaded in which the clock was held down by the
@@ -17,7 +19,37 @@ _SLOWDOWN_FIELDS = (74, 76, 269, 270, 271)
 #: for a newer structure), DEPRECATED, UNKNOWN: this one value cannot be had, and the rest can.
 _UNAVAILABLE = frozenset({2, 3, 4, 13, 25, 26, 999})
 
-_NO_PERMISSION = 4
+_NO_PERMISSION, _NOT_FOUND = 4, 6
+#: nvmlGpuTopologyLevel_t -> where the paths of two GPUs meet.
+_MEETING_PLACES: dict[int, "Ancestor"] = {
+    0: "board",
+    10: "switch",
+    20: "switches",
+    30: "host-bridge",
+    40: "numa-node",
+    50: "system",
+}
+#: Bits of nvmlDeviceGetCurrentClocksEventReasons -> what holds the clock down (nvml.h).
+_HOLDS = {
+    0x1: "idle",
+    0x2: "clock setting",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "heat (driver)",
+    0x40: "heat (hardware)",
+    0x80: "power brake",
+    0x100: "display clock",
+    0x200: "board limit",
+    0x400: "reliability",
+}
+#: Compute modes (nvmlComputeMode_t).
+_COMPUTE_MODES: dict[int, "ComputeMode"] = {0: "default", 2: "prohibited", 3: "exclusive process"}
+
+#: Where the paths from two GPUs meet, the closest first: one board, one PCIe switch, several, the host bridge, the
+#: NUMA node, or only the link between processors.
+Ancestor = Literal["board", "switch", "switches", "host-bridge", "numa-node", "system"]
+ComputeMode = Literal["default", "prohibited", "exclusive process"]
 #: GPU_IS_LOST, RESET_REQUIRED, GPU_NOT_FOUND.
 _LOST = {15: "is lost: it has fallen off the bus", 16: "needs a reset", 28: "is not there any more"}
 
@@ -111,6 +143,51 @@ class GpuState(Record, frozen=True, kw_only=True):
     process_pids: tuple[int, ...] | None = None
 
 
+class GpuUsage(Record, frozen=True, kw_only=True):
+    """What a live view shows, in few and cheap calls.
+
+    Attributes:
+        busy_share: Share of the driver's last sampling period, 1/6 s to 1 s, in which a kernel ran; one warp counts.
+        memory_busy_share: Share of it in which memory was read or written; no measure of bandwidth.
+        energy_j: See `GpuState`.
+        holds: What holds the clock down now, in words; nothing: `()`.
+    """
+
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    busy_share: float | None = None
+    memory_busy_share: float | None = None
+    memory_used_bytes: int | None = None
+    energy_j: float | None = None
+    holds: tuple[str, ...] | None = None
+
+
+class GpuCondition(Record, frozen=True, kw_only=True):
+    """How healthy the hardware is: what seldom changes, and then matters.
+
+    Attributes:
+        ecc_corrected: Errors of memory since the driver was loaded that were corrected; a driver of many years, or a
+            GPU without ECC, does not tell.
+        ecc_uncorrected: Those that were not.
+        remapped_rows: Rows of memory replaced by spare ones, in the GPU's life.
+        is_remap_pending: A row waits to be replaced, which a reset of the GPU does.
+        has_remap_failed: No spare row was left: the GPU is to be replaced.
+        pcie_generation: The link's now; an idle link trains down.
+        pcie_width: Lanes of the link now.
+    """
+
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    remapped_rows: int | None = None
+    is_remap_pending: bool | None = None
+    has_remap_failed: bool | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    compute_mode: ComputeMode | None = None
+
+
 class Nvml(Protocol):
     """What this package asks of the driver. Each call raises DeviceError when the GPU is lost."""
 
@@ -129,8 +206,32 @@ class Nvml(Protocol):
     def state(self, uuid: str) -> GpuState:
         """Read everything that changes."""
 
+    def usage(self, uuid: str) -> GpuUsage:
+        """Read what a live view shows."""
+
+    def condition(self, uuid: str) -> GpuCondition:
+        """Read how healthy the hardware is."""
+
+    def activity_meter(self, uuid: str) -> Callable[[], GpuActivity | None]:
+        """Begin to average the hardware's counters; each call gives the means since the one before.
+
+        `None`: this GPU has no such counters (before Hopper), or the last call was less than 100 ms ago.
+        """
+
+    def error_meter(self, uuid: str) -> Callable[[], tuple[int, ...]] | None:
+        """Begin to listen for critical errors; each call gives the Xid codes since the one before.
+
+        `None`: the driver does not tell this user.
+        """
+
     def has_nvlink(self, uuid_a: str, uuid_b: str) -> bool | None:
         """Say whether two GPUs reach each other's memory over NVLink; `None` if the driver does not tell."""
+
+    def common_ancestor(self, uuid_a: str, uuid_b: str) -> Ancestor | None:
+        """Say where the PCIe paths of two GPUs meet; `None` if the driver does not tell."""
+
+    def mig_instances(self, uuid: str) -> tuple[GpuInfo, ...]:
+        """List the MIG instances of a GPU, whose `uuid` begins with `MIG-`; none where MIG is off."""
 
 
 def open_nvml() -> Nvml:
@@ -213,10 +314,76 @@ class _DriverNvml:
         status = self._read(uuid_a, "nvmlDeviceGetP2PStatus", other, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
         return None if status is None else status == nvml.NVML_P2P_STATUS_OK
 
+    def usage(self, uuid: str) -> GpuUsage:
+        now, nvml = self.sample(uuid), self._pynvml
+        rates = self._read(uuid, "nvmlDeviceGetUtilizationRates")
+        memory = self._read(uuid, "nvmlDeviceGetMemoryInfo", nvml.nvmlMemory_v2)
+        return GpuUsage(
+            sm_clock_mhz=now.sm_clock_mhz,
+            memory_clock_mhz=_scaled(self._read(uuid, "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM), 1),
+            power_w=now.power_w,
+            temperature_c=now.temperature_c,
+            busy_share=None if rates is None else rates.gpu / 100,
+            memory_busy_share=None if rates is None else rates.memory / 100,
+            memory_used_bytes=None if memory is None else int(memory.used),
+            energy_j=_scaled(self._read(uuid, "nvmlDeviceGetTotalEnergyConsumption"), 1e-3),
+            holds=_holds(self._read(uuid, self._name_of_reasons())),
+        )
+
+    def condition(self, uuid: str) -> GpuCondition:
+        nvml = self._pynvml
+        rows = self._read(uuid, "nvmlDeviceGetRemappedRows")
+        volatile = nvml.NVML_VOLATILE_ECC
+        return GpuCondition(
+            ecc_corrected=self._read(
+                uuid, "nvmlDeviceGetTotalEccErrors", nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, volatile
+            ),
+            ecc_uncorrected=self._read(
+                uuid, "nvmlDeviceGetTotalEccErrors", nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, volatile
+            ),
+            remapped_rows=None if rows is None else rows[0] + rows[1],
+            is_remap_pending=None if rows is None else bool(rows[2]),
+            has_remap_failed=None if rows is None else bool(rows[3]),
+            pcie_generation=self._read(uuid, "nvmlDeviceGetCurrPcieLinkGeneration"),
+            pcie_width=self._read(uuid, "nvmlDeviceGetCurrPcieLinkWidth"),
+            compute_mode=_COMPUTE_MODES.get(self._read(uuid, "nvmlDeviceGetComputeMode")),
+        )
+
+    def activity_meter(self, uuid: str) -> Callable[[], GpuActivity | None]:
+        return activity_meter(self._pynvml, self._handle(uuid))
+
+    def error_meter(self, uuid: str) -> Callable[[], tuple[int, ...]] | None:
+        return error_meter(self._pynvml, self._handle(uuid))
+
+    def common_ancestor(self, uuid_a: str, uuid_b: str) -> Ancestor | None:
+        level = self._read(uuid_a, "nvmlDeviceGetTopologyCommonAncestor", self._handle(uuid_b))
+        return None if level is None else _MEETING_PLACES.get(level)
+
+    def mig_instances(self, uuid: str) -> tuple[GpuInfo, ...]:
+        if not _is_on(self._read(uuid, "nvmlDeviceGetMigMode")):
+            return ()
+        most = self._read(uuid, "nvmlDeviceGetMaxMigDeviceCount") or 0
+        handles = (self._mig_handle(uuid, number) for number in range(most))
+        return tuple(self._info_of(handle, index) for index, handle in enumerate(filter(None, handles)))
+
+    def _mig_handle(self, uuid: str, number: int) -> Any:
+        try:
+            return self._pynvml.nvmlDeviceGetMigDeviceHandleByIndex(self._handle(uuid), number)
+        except self._pynvml.NVMLError as error:
+            if error.value in _UNAVAILABLE or error.value == _NOT_FOUND:  # the instances need not be in a row
+                return None
+            raise _device_error(f"GPU {uuid}", "nvmlDeviceGetMigDeviceHandleByIndex", error) from None
+
+    def _name_of_reasons(self) -> str:
+        # The older name goes with CUDA 14, the newer one came with 12.
+        name = "nvmlDeviceGetCurrentClocksEventReasons"
+        return name if hasattr(self._pynvml, name) else "nvmlDeviceGetCurrentClocksThrottleReasons"
+
     def _info(self, index: int) -> GpuInfo | None:
         handle = self._open(index)
-        if handle is None:
-            return None
+        return None if handle is None else self._info_of(handle, index)
+
+    def _info_of(self, handle: Any, index: int) -> GpuInfo:
         uuid = _text(self._must(f"GPU {index}", "nvmlDeviceGetUUID", handle))
         name = _text(self._must(f"GPU {index}", "nvmlDeviceGetName", handle))
         self._handles[uuid] = handle
@@ -313,6 +480,10 @@ def _is_on(mode: Any) -> bool | None:
     if mode is None:
         return None
     return bool(mode[0] if isinstance(mode, (list, tuple)) else mode)
+
+
+def _holds(reasons: int | None) -> tuple[str, ...] | None:
+    return None if reasons is None else tuple(word for bit, word in _HOLDS.items() if reasons & bit)
 
 
 def _text(value: str | bytes) -> str:

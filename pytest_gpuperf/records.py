@@ -281,6 +281,61 @@ class TestKey(Record, frozen=True, kw_only=True):
         return f"{self.module}::{self.test}"
 
 
+class KernelUse(Record, frozen=True, kw_only=True):
+    """What one kernel, or one kind of copy or fill, did in one call of the workload.
+
+    Attributes:
+        name: As the profiler gives it, cut to 240 characters; for a copy or a fill its direction, such as
+            `Memcpy DtoH (Device -> Pinned)`.
+        count: Launches in a call, on average.
+        time_s: Of all of them.
+        blocks: Median number of thread blocks of a launch; `None` of a copy, or where launches differ in kind.
+    """
+
+    name: str
+    kind: Literal["kernel", "copy", "fill"] = "kernel"
+    count: float
+    time_s: float
+    blocks: float | None = None
+
+
+class KernelSummary(Record, frozen=True, kw_only=True):
+    """What the GPU and the host did in one call of a workload, by torch's profiler. All but `calls` are of one call.
+
+    Attributes:
+        calls: That were profiled.
+        wall_s: By the host's clock, the profiler's own cost included.
+        span_s: From the begin of the first kernel, copy or fill to the end of the last.
+        busy_s: Part of the span in which anything ran.
+        longest_gap_s: Longest stretch in which nothing ran between two of them.
+        kernels: The longest time first, at most 40.
+        rest: All others together.
+        launches: Calls of the host that gave the GPU something to do; a CUDA graph is one.
+        graph_launches: Those of them that were CUDA graphs.
+        launch_s: Time that the host spent in them.
+        sync_s: Time that the host waited for the GPU.
+        streams: On which anything ran.
+    """
+
+    calls: int
+    wall_s: float
+    span_s: float
+    busy_s: float
+    longest_gap_s: float
+    kernels: tuple[KernelUse, ...]
+    rest: KernelUse | None = None
+    launches: float = 0.0
+    graph_launches: float = 0.0
+    launch_s: float = 0.0
+    sync_s: float = 0.0
+    streams: int = 1
+
+    @property
+    def gap_s(self) -> float:
+        """Part of the span in which nothing ran."""
+        return max(self.span_s - self.busy_s, 0.0)
+
+
 class BaselineRun(Record, frozen=True, kw_only=True):
     """One accepted run of one metric.
 

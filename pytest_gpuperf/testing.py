@@ -5,13 +5,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from pytest_gpuperf.errors import DeviceError, UsageError
 from pytest_gpuperf.machine import Machine
-from pytest_gpuperf.nvml import GpuInfo, GpuSample, GpuState, Nvml
+from pytest_gpuperf.nvml import Ancestor, GpuCondition, GpuInfo, GpuSample, GpuState, GpuUsage, Nvml
+from pytest_gpuperf.nvml_meters import GpuActivity
 from pytest_gpuperf.records import ClockName, Record
 from pytest_gpuperf.timing import GPU_PLANS, Call, Estimate
 
@@ -66,6 +68,21 @@ def fake_state(**changes: Any) -> GpuState:
     return GpuState(**{**values, **changes})
 
 
+def fake_condition(**changes: Any) -> GpuCondition:
+    """Build the condition of a sound H100 whose PCIe link is awake."""
+    values: dict[str, Any] = {
+        "ecc_corrected": 0,
+        "ecc_uncorrected": 0,
+        "remapped_rows": 0,
+        "is_remap_pending": False,
+        "has_remap_failed": False,
+        "pcie_generation": 5,
+        "pcie_width": 16,
+        "compute_mode": "default",
+    }
+    return GpuCondition(**{**values, **changes})
+
+
 class FakeNvml:
     """A driver that follows a script.
 
@@ -74,6 +91,12 @@ class FakeNvml:
         states: What `state` answers, call by call and for each GPU anew; the last one repeats.
         samples: The same for `sample`; without them it reads the state last given, or the first one.
         nvlinks: Pairs of UUIDs that are connected; `None`: the driver does not tell.
+        conditions: What `condition` answers, as `states`; default: nothing is wrong.
+        usages: What `usage` answers, as `states`; without them it reads the state last given, or the first one.
+        activities: What a meter of activity answers, call by call; default: the GPU has no such counters.
+        xids: UUID -> codes that a meter of errors answers, call by call; `None`: the driver does not tell.
+        ancestors: Pair of UUIDs -> where their paths meet; of others the driver does not tell.
+        instances: UUID -> its MIG instances.
         errors: Raised instead of an answer, by the number of the call from 1, counted over all methods, or over one
             of them with `("sample", 3)`.
 
@@ -84,15 +107,27 @@ class FakeNvml:
     72.0
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a script, of which a test writes a line or two
         self,
         *gpus: GpuInfo,
         states: Sequence[GpuState] = (),
         samples: Sequence[GpuSample] = (),
         nvlinks: Sequence[tuple[str, str]] | None = (),
+        conditions: Sequence[GpuCondition] = (),
+        usages: Sequence[GpuUsage] = (),
+        activities: Sequence[GpuActivity] = (),
+        xids: Mapping[str, Sequence[tuple[int, ...]]] | None = MappingProxyType({}),
+        ancestors: Mapping[tuple[str, str], Ancestor] = MappingProxyType({}),
+        instances: Mapping[str, Sequence[GpuInfo]] = MappingProxyType({}),
         errors: Mapping[int | tuple[str, int], Exception] | None = None,
     ) -> None:
         self.calls: list[str] = []
+        self._conditions = tuple(conditions) or (fake_condition(),)
+        self._usages = tuple(usages)
+        self._activities = tuple(activities)
+        self._xids = xids
+        self._ancestors = {frozenset(pair): place for pair, place in ancestors.items()}
+        self._instances = instances
         self._gpus = gpus or (fake_gpu(),)
         self._states = tuple(states) or (fake_state(),)
         self._samples = tuple(samples)
@@ -135,6 +170,45 @@ class FakeNvml:
         self._count("has_nvlink")
         return None if self._nvlinks is None else frozenset((uuid_a, uuid_b)) in self._nvlinks
 
+    def usage(self, uuid: str) -> GpuUsage:
+        """Answer the script's next usage."""
+        self._count("usage")
+        self._check(uuid)
+        if self._usages:
+            return self._usages[self._next("usage", uuid, len(self._usages))]
+        given = self._given["state", uuid]
+        return _usage_of(self._states[min(max(given, 1), len(self._states)) - 1])
+
+    def condition(self, uuid: str) -> GpuCondition:
+        """Answer the script's next condition."""
+        self._count("condition")
+        self._check(uuid)
+        return self._conditions[self._next("condition", uuid, len(self._conditions))]
+
+    def activity_meter(self, uuid: str) -> Callable[[], GpuActivity | None]:  # noqa: ARG002 - one script for all
+        """Answer a meter that follows the script."""
+        self._count("activity_meter")
+        answers = iter(self._activities)
+        return lambda: next(answers, self._activities[-1] if self._activities else None)
+
+    def error_meter(self, uuid: str) -> Callable[[], tuple[int, ...]] | None:
+        """Answer a meter that follows the script; after its end there are no errors."""
+        self._count("error_meter")
+        if self._xids is None:
+            return None
+        answers = iter(self._xids.get(uuid, ()))
+        return lambda: next(answers, ())
+
+    def common_ancestor(self, uuid_a: str, uuid_b: str) -> Ancestor | None:
+        """Answer what `ancestors` says of the pair."""
+        self._count("common_ancestor")
+        return self._ancestors.get(frozenset((uuid_a, uuid_b)))
+
+    def mig_instances(self, uuid: str) -> tuple[GpuInfo, ...]:
+        """Answer what `instances` says of the GPU."""
+        self._count("mig_instances")
+        return tuple(self._instances.get(uuid, ()))
+
     def _count(self, name: str) -> None:
         self.calls.append(name)
         error = self._errors.get(len(self.calls)) or self._errors.get((name, self.calls.count(name)))
@@ -142,7 +216,8 @@ class FakeNvml:
             raise error
 
     def _check(self, uuid: str) -> None:
-        if all(gpu.uuid != uuid for gpu in self._gpus):
+        known = [*self._gpus, *(one for instances in self._instances.values() for one in instances)]
+        if all(gpu.uuid != uuid for gpu in known):
             raise DeviceError(f"GPU {uuid} is not one of the fake's.")
 
     def _next(self, name: str, uuid: str, length: int) -> int:
@@ -229,9 +304,33 @@ class ReplayNvml:
         self._given[uuid] += 1
         return states[min(self._given[uuid], len(states)) - 1]
 
+    def usage(self, uuid: str) -> GpuUsage:
+        """Answer what the next reading holds of it."""
+        return _usage_of(self.state(uuid))
+
+    def condition(self, uuid: str) -> GpuCondition:  # noqa: ARG002 - the protocol's
+        """Answer that nothing is known: recordings hold none."""
+        return GpuCondition()
+
+    def activity_meter(self, uuid: str) -> Callable[[], GpuActivity | None]:  # noqa: ARG002 - the protocol's
+        """Answer a meter without counters: recordings hold none."""
+        return lambda: None
+
+    def error_meter(self, uuid: str) -> Callable[[], tuple[int, ...]] | None:  # noqa: ARG002 - the protocol's
+        """Answer that the driver does not tell."""
+        return None
+
     def has_nvlink(self, uuid_a: str, uuid_b: str) -> bool | None:
         """Answer whether the pair was connected."""
         return frozenset((uuid_a, uuid_b)) in self._nvlinks
+
+    def common_ancestor(self, uuid_a: str, uuid_b: str) -> Ancestor | None:  # noqa: ARG002 - the protocol's
+        """Answer that the driver does not tell."""
+        return None
+
+    def mig_instances(self, uuid: str) -> tuple[GpuInfo, ...]:  # noqa: ARG002 - the protocol's
+        """Answer that there are none."""
+        return ()
 
 
 def record(
@@ -272,6 +371,17 @@ def record(
 
 def _sample_of(state: GpuState) -> GpuSample:
     return GpuSample(sm_clock_mhz=state.sm_clock_mhz, power_w=state.power_w, temperature_c=state.temperature_c)
+
+
+def _usage_of(state: GpuState) -> GpuUsage:
+    return GpuUsage(
+        sm_clock_mhz=state.sm_clock_mhz,
+        memory_clock_mhz=state.memory_clock_mhz,
+        power_w=state.power_w,
+        temperature_c=state.temperature_c,
+        memory_used_bytes=state.memory_used_bytes,
+        energy_j=state.energy_j,
+    )
 
 
 class FakeStopwatch:

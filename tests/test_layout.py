@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_gpuperf"
 HEAVY = ("torch", "pynvml", "numpy", "rich", "typer", "filelock", "matplotlib", "vllm")
 
-#: Lines of code of the flat modules together: 6,000 when this was written, with confirmation, priors, anchors, curves,
-#: and the commands of `gpuperf`.
-CORE_CEILING = 6200
+#: Lines of code of the flat modules together: 6,300 when this was written, with confirmation, priors, anchors, curves,
+#: the commands of `gpuperf`, and what NVML says of health and activity.
+CORE_CEILING = 7200
 LONGEST_FUNCTION = 40
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

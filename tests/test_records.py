@@ -15,6 +15,8 @@ from pytest_gpuperf.records import (
     Curve,
     Environment,
     Hardware,
+    KernelSummary,
+    KernelUse,
     Kind,
     Measurement,
     Method,
@@ -92,9 +94,21 @@ BASELINE = MetricBaseline(
 FILE = BaselineFile(
     schema=SCHEMA, module=KEY.module, environments={"e": ENVIRONMENT}, tests={KEY.test: {"throughput": BASELINE}}
 )
+KERNEL = KernelUse(name="nvjet_tst_128x256_64x4", count=1.0, time_s=2e-4, blocks=132.0)
+KERNELS = KernelSummary(
+    calls=30,
+    wall_s=2.3e-4,
+    span_s=2.1e-4,
+    busy_s=2e-4,
+    longest_gap_s=1e-6,
+    kernels=(KERNEL,),
+    rest=KernelUse(name="5 more", count=5.0, time_s=1e-6),
+    launches=1.0,
+    launch_s=5e-6,
+)
 EVERY_RECORD: tuple[Record, ...] = (
     *(METHOD, HARDWARE, ENVIRONMENT, TELEMETRY, CURVE, MEASUREMENT, VERDICT, KEY, RUN, RERUN, TEST, END),
-    *(BASELINE_RUN, SESSION, BASELINE, FILE),
+    *(BASELINE_RUN, SESSION, BASELINE, FILE, KERNEL, KERNELS),
 )
 
 
