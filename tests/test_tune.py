@@ -550,3 +550,14 @@ def test_a_plot_is_drawn(tmp_path: Path, is_full: bool) -> None:
     tuning = tuned(tmp_path, FakeVllm(faults=fault), plan(is_full=is_full, factors=factors))
     draw(tuning, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tuning_goes_on_on_another_gpu_of_the_same_name_and_says_so(tmp_path: Path) -> None:
+    one, other = FakeVllm(), FakeVllm()
+    tune(Journal(tmp_path, plan()), dataclasses.replace(one.bench, device="aa"), pairs=0)
+    tuning = tune(Journal(tmp_path, plan(devices=("bb",))), dataclasses.replace(other.bench, device="bb"), pairs=2)
+    assert len(other.started) == 4  # the pairs alone
+    assert {pair.device for pair in tuning.pairs} == {"bb"}
+    assert tuning.gpus == 1
+    moved = replace(tuning, points=(*tuning.points, Point(settings={"x": 1}, device="bb")))
+    assert "measured on 2 GPUs of this kind, which may differ by about 1 %" in text_of(moved).replace("\n", " ")

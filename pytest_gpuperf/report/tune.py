@@ -113,6 +113,11 @@ def _remarks(tuning: Tuning, width: int) -> list[str]:
     texts = []
     if tuning.skipped:
         texts.append(f"The default has these already: {'; '.join(name_of(one) for one in tuning.skipped)}.")
+    if tuning.gpus > 1:
+        texts.append(
+            f"The points were measured on {tuning.gpus} GPUs of this kind, which may differ by about 1 %; "
+            "a pair is of one GPU."
+        )
     return [line for text in texts for line in textwrap.wrap(text, width)]
 
 

@@ -79,6 +79,7 @@ class Bench:
         clock: Seconds from any start.
         show: Is told where the tuning is.
         timeout_s: Of one repeat.
+        device: Hashed UUID of the device.
     """
 
     start: Callable[[Settings], AbstractContextManager[RunningEngine]]
@@ -86,6 +87,7 @@ class Bench:
     clock: Callable[[], float]
     show: Callable[[Now], None] = lambda _: None
     timeout_s: float = 600.0
+    device: str | None = None
 
 
 class Gain(Record, frozen=True, kw_only=True):
@@ -132,6 +134,11 @@ class Tuning(Record, frozen=True, kw_only=True):
     def best(self) -> Point | None:
         """The fastest point; the default, if nothing is faster by what is worthwhile; `None` without points."""
         return best_of(self.points) if self.points else None
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs the points were measured on."""
+        return len({point.device for point in self.points if point.device})
 
     @property
     def is_settled(self) -> bool:
@@ -319,6 +326,7 @@ def measured(settings: Settings, plan: Plan, bench: Bench) -> Point:
             configuration=engine.configuration,
             blocks=engine.blocks,
             unwell=health(monitor.telemetry),
+            device=bench.device,
         )
     return replace(point, duration_s=bench.clock() - start_s)
 
@@ -341,7 +349,7 @@ def tried(settings: Settings, plan: Plan, bench: Bench) -> Point:
 
 def measured_pair(number: int, settings: Settings, plan: Plan, bench: Bench) -> Pair:
     """Measure default and these settings one right after the other, in an order that changes from pair to pair."""
-    pair = Pair(number=number, settings=settings)
+    pair = Pair(number=number, settings=settings, device=bench.device)
     points = []
     for each in ({}, settings) if number % 2 else (settings, {}):
         point = tried(each, plan, bench)

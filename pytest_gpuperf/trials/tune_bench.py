@@ -153,4 +153,5 @@ def bench_on(device: Device, nvml: Nvml | None, wanted: Wanted, show: Callable[[
         clock=time.monotonic,
         show=show,
         timeout_s=wanted.timeout_s,
+        device=device.uuid_hash,
     )

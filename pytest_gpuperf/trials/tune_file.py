@@ -115,7 +115,11 @@ def _refuse_other_files(folder: Path) -> None:
 
 def _refuse_other_plan(folder: Path, found: Plan, plan: Plan) -> None:
     before, now = asdict(found), asdict(plan)
-    differing = [f"{name} {_text(before[name])}, now {_text(now[name])}" for name in now if before[name] != now[name]]
+    differing = [
+        f"{name} {_text(before[name])}, now {_text(now[name])}"
+        for name in now
+        if before[name] != now[name] and name != "devices"  # another GPU of the same name may go on
+    ]
     if differing:
         raise UsageError(
             f"--output {folder} holds points of another plan: {'; '.join(differing)}. "

@@ -53,7 +53,8 @@ class Plan(Record, frozen=True, kw_only=True, tag="plan", tag_field="record"):
         model: A preset or a folder.
         kind: Which levels apply.
         device: Name of the device.
-        devices: Hashed UUIDs.
+        devices: Hashed UUIDs of those that it began on. It may go on on others of the same name: GPUs of a kind differ
+            by about 1 %, and a pair is of one GPU.
         vllm: Version.
         load: Of every measurement.
         repeats: That count, after one that does not.
@@ -87,6 +88,7 @@ class Point(Record, frozen=True, kw_only=True, tag="point", tag_field="record"):
         problem: Why there are no values.
         cause: What kind of problem it is.
         unwell: Why the values are not the configuration's alone: heat, another process.
+        device: Hashed UUID of the GPU.
     """
 
     settings: Settings
@@ -99,6 +101,7 @@ class Point(Record, frozen=True, kw_only=True, tag="point", tag_field="record"):
     problem: str | None = None
     cause: Cause | None = None
     unwell: str | None = None
+    device: str | None = None
 
     @property
     def name(self) -> str:
@@ -122,6 +125,7 @@ class Pair(Record, frozen=True, kw_only=True, tag="pair", tag_field="record"):
         repeat_sd: How well one engine's repeats know its value: the standard deviation of their mean, relative;
             `None` of single repeats.
         problem: Why one was lost.
+        device: Hashed UUID of the GPU that both ran on.
     """
 
     number: int
@@ -130,6 +134,7 @@ class Pair(Record, frozen=True, kw_only=True, tag="pair", tag_field="record"):
     best: float | None = None
     repeat_sd: float | None = None
     problem: str | None = None
+    device: str | None = None
 
 
 def name_of(settings: Mapping[str, Setting]) -> str:
