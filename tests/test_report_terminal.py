@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_gpuperf.analysis.explain import Cause
 from pytest_gpuperf.records import (
     BaselineRun,
     Environment,
@@ -295,6 +296,19 @@ def test_a_baseline_without_clocks_leaves_them_out() -> None:
     one = record()
     text = regression_message(one, REGRESSED, baseline(), THEN, accept="gpuperf baseline accept")
     assert text.splitlines()[3] == "  SM clock 1402 MHz; power 701 W; power-capped 97 % of the time"
+
+
+def test_the_first_line_names_the_most_likely_cause_and_its_share_and_the_next_ones_the_others() -> None:
+    causes = (
+        Cause(kind="replaced", text="kernel a replaced by b", share=4.1),
+        Cause(kind="clock", text="SM clock 1410 against 1755 MHz", share=0.2),
+    )
+    one = record()
+    lines = regression_message(one, REGRESSED, baseline(), THEN, accept="a", causes=causes).splitlines()
+    assert lines[0] == (
+        "test_matmul[8192-bfloat16] got slower on NVIDIA H100 80GB HBM3: kernel a replaced by b, 410 % of the loss"
+    )
+    assert lines[1] == "  and: SM clock 1410 against 1755 MHz, 20 % of the loss"
 
 
 def test_a_metric_that_is_no_time_gets_worse_and_not_slower() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.report.tune import gain_text
 from pytest_gpuperf.trials.tune import Gain, read_tuning
-from pytest_gpuperf.trials.tune_plan import PRECISION
+from pytest_gpuperf.trials.tune_plan import LEVELS, PRECISION
 
 MODELS = ("llama-3-8b", "qwen2.5-7b")
 #: What guides to tuning vLLM promise over its defaults.
@@ -40,8 +40,10 @@ def row(folder: Path) -> str:
     exact = [point for point in tuning.points if not set(point.settings) & set(PRECISION)]
     same = max(point.value or 0.0 for point in exact) / tuning.points[0].value
     verdict = word(gain) if gain else "open: no pairs" if best.settings else "refuted: no point was 1 % faster"
+    levels = sum(map(len, LEVELS[tuning.plan.kind].values()))
     return (
-        f"| {tuning.plan.model} | {tuning.points[0].value:,.0f} | {best.name} | {gain_text(gain)}; "
+        f"| {tuning.plan.model} | {tuning.points[0].value:,.0f} | {best.name}, of {len(tuning.points)} points "
+        f"measured ({levels} levels) | {gain_text(gain)}; "
         f"without a change of precision at most {same:.3f}, unpaired | {verdict} |"
     )
 

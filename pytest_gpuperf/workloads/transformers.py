@@ -146,12 +146,13 @@ class Generator:
 
         if not self.parts[0].device.startswith("cuda"):
             return None
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities, acc_events=True) as profiler:  # else it warns of losing them
             generation = self.generate(load)
         with tempfile.TemporaryDirectory() as folder:
             trace = Path(folder) / "trace.json"
             profiler.export_chrome_trace(str(trace))
-            return gpu_time([trace], steps=generation.step_count)
+            return gpu_time([trace], steps=generation.step_count, duration_s=generation.duration_s)
 
     @property
     def peak_memory_bytes(self) -> tuple[int | None, ...]:

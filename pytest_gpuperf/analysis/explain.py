@@ -1,0 +1,281 @@
+"""Why a test got slower: two summaries of what the GPU did, and how it was, compared part by part. Pure.
+
+The loss is the difference of the two spans, from the first kernel's begin to the last one's end. It is made of kernels
+that are new, gone, replaced, called more often or slower, and of gaps in which the GPU had nothing to do. A part may be
+more than the whole, where another one became faster.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pytest_gpuperf.analysis.kernel_names import short_name, trait
+from pytest_gpuperf.records import KernelSummary, KernelUse, Record
+from pytest_gpuperf.units import format_percent, format_value
+
+CauseKind = Literal["replaced", "added", "often", "slower", "pieces", "gaps", "graph", "clock", "process", "unseen"]
+
+#: A profile that shows less than this part of the measured loss did not catch it.
+SEEN_SHARE = 0.3
+#: Parts below this share of the loss are noise, or not worth a line.
+LEAST_SHARE = 0.1
+#: Counts and clocks that differ by less are the same.
+SAME = 0.02
+#: From this many times as many launches of nearly everything, the work comes in smaller pieces.
+PIECES = 1.5
+#: Lines that a message has room for.
+MOST = 3
+
+
+class Condition(Record, frozen=True, kw_only=True):
+    """How the GPU was while a side was measured.
+
+    Attributes:
+        sm_clock_mhz: Mean SM clock.
+        others: Who else used the GPU, in words; `None`: nobody that is known of.
+    """
+
+    sm_clock_mhz: float | None = None
+    others: str | None = None
+
+
+class Cause(Record, frozen=True, kw_only=True):
+    """One reason.
+
+    Attributes:
+        text: For people, without the share.
+        share: Of the loss; `None` where it cannot be told.
+    """
+
+    kind: CauseKind
+    text: str
+    share: float | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.share is None else f"{self.text}, {format_percent(self.share)} of the loss"
+
+
+class _Part(Record, frozen=True, kw_only=True):
+    kind: CauseKind
+    text: str
+    seconds: float
+
+
+class _Change(Record, frozen=True, kw_only=True):
+    """A kernel of then and the one of now that does its work; one of them may be missing."""
+
+    then: KernelUse | None
+    now: KernelUse | None
+
+    @property
+    def seconds(self) -> float:
+        return _time(self.now) - _time(self.then)
+
+    @property
+    def count_ratio(self) -> float | None:
+        return self.now.count / self.then.count if self.now and self.then and self.then.count else None
+
+
+def explain(
+    now: KernelSummary | None,
+    then: KernelSummary | None,
+    *,
+    slower: float,
+    condition: Condition,
+    usual: Condition,
+) -> tuple[Cause, ...]:
+    """Name what made a call slower, the most important first, at most three.
+
+    Args:
+        now: Profile of the slower side; `None`: there is none.
+        then: Profile that was stored with the baseline.
+        slower: Measured, as a fraction: 0.12 is 12 % more time a call.
+        condition: How the GPU was now.
+        usual: How it was in the baseline.
+
+    Returns:
+        Nothing where nothing is known.
+    """
+    if now is None or then is None:
+        return tuple(_from_conditions(slower, condition, usual))
+    lost_s = now.span_s - then.span_s
+    if lost_s < SEEN_SHARE * slower * then.span_s:
+        return tuple(_from_conditions(slower, condition, usual)) or (_unseen(lost_s, then, slower),)
+    parts = _of_kernels(now, then, condition, usual) + _of_gaps(now, then)
+    if condition.others and (taken := _taken_by_others(parts)):
+        own = [part for part in parts if part not in taken]
+        text = f"another process works on the GPU ({condition.others})"
+        parts = [*own, _Part(kind="process", text=text, seconds=sum(part.seconds for part in taken))]
+    parts.sort(key=lambda part: -part.seconds)
+    found = [part for part in parts if part.seconds >= LEAST_SHARE * lost_s][:MOST]
+    return tuple(Cause(kind=part.kind, text=part.text, share=part.seconds / lost_s) for part in found)
+
+
+def _from_conditions(slower: float, condition: Condition, usual: Condition) -> list[Cause]:
+    """What the state of the GPU alone explains, without a profile."""
+    causes = []
+    if condition.others:
+        causes.append(Cause(kind="process", text=f"another process works on the GPU ({condition.others})"))
+    drop = _clock_drop(condition, usual)
+    if drop > SAME:
+        share = min(drop / slower, 1.0) if slower > 0 else None
+        causes.append(Cause(kind="clock", text=_clock_text(condition, usual), share=share))
+    return causes
+
+
+def _unseen(lost_s: float, then: KernelSummary, slower: float) -> Cause:
+    return Cause(
+        kind="unseen",
+        text=f"a profile taken afterwards shows {format_percent(lost_s / then.span_s, signed=True)} a call where "
+        f"{format_percent(slower, signed=True)} was measured: what slowed it down comes and goes, or lies on the host",
+    )
+
+
+def _of_kernels(now: KernelSummary, then: KernelSummary, condition: Condition, usual: Condition) -> list[_Part]:
+    changes = _changes(now, then)
+    if _comes_in_pieces(changes):
+        return [_pieces(now, then, changes)]
+    parts = [_part_of(change) for change in changes if change.now is None or change.then is None]
+    parts += [
+        _replaced(change) for change in changes if change.now and change.then and change.now.name != change.then.name
+    ]
+    same = [change for change in changes if change.now and change.then and change.now.name == change.then.name]
+    return parts + _more_often(same) + _slower(same, condition, usual)
+
+
+def _changes(now: KernelSummary, then: KernelSummary) -> list[_Change]:
+    """Pair kernels by name; those that are gone with those that are new, the longest with the longest."""
+    ours, theirs = {use.name: use for use in now.kernels}, {use.name: use for use in then.kernels}
+    pairs = [_Change(then=theirs[name], now=ours[name]) for name in ours.keys() & theirs.keys()]
+    new = [use for use in now.kernels if use.name not in theirs]
+    gone = [use for use in then.kernels if use.name not in ours]
+    matched = min(len(new), len(gone))
+    pairs += [_Change(then=a, now=b) for a, b in zip(gone[:matched], new[:matched], strict=True)]
+    return [
+        *pairs,
+        *(_Change(then=None, now=use) for use in new[matched:]),
+        *(_Change(then=use, now=None) for use in gone[matched:]),
+    ]
+
+
+def _comes_in_pieces(changes: Sequence[_Change]) -> bool:
+    """Whether most of the time is in kernels that are launched more often, on fewer blocks where that is known."""
+    pieces = [one for one in changes if (one.count_ratio or 0.0) >= PIECES and _has_fewer_blocks(one)]
+    return sum(_time(one.now) for one in pieces) > 0.5 * sum(_time(one.now) for one in changes)
+
+
+def _has_fewer_blocks(change: _Change) -> bool:
+    if change.now is None or change.then is None or change.now.blocks is None or change.then.blocks is None:
+        return True
+    return change.now.blocks < change.then.blocks
+
+
+def _pieces(now: KernelSummary, then: KernelSummary, changes: Sequence[_Change]) -> _Part:
+    ratio = sum(use.count for use in now.kernels) / sum(use.count for use in then.kernels)
+    text = f"the work comes in {ratio:.3g} times as many, smaller launches: a smaller batch?"
+    return _Part(kind="pieces", text=text, seconds=sum(change.seconds for change in changes))
+
+
+def _part_of(change: _Change) -> _Part:
+    if change.now is None:
+        return _Part(kind="added", text="", seconds=change.seconds)  # gone: it saves time, and explains no loss
+    use = change.now
+    text = f"an added kernel, {short_name(use.name)}{_times(use)} of {_mean(use)}"
+    return _Part(kind="added", text=text, seconds=change.seconds)
+
+
+def _replaced(change: _Change) -> _Part:
+    assert change.then, "both sides are there"
+    assert change.now, "both sides are there"
+    text = f"kernel {short_name(change.then.name)} replaced by {short_name(change.now.name)}"
+    return _Part(kind="replaced", text=text + _trait_text(change.then, change.now), seconds=change.seconds)
+
+
+def _trait_text(then: KernelUse, now: KernelUse) -> str:
+    """What the two names give away: ` (tf32 tensor cores, now fp32 without tensor cores)`."""
+    before, after = trait(then.name), trait(now.name)
+    if before == after:
+        return ""
+    return f" ({before}, now {after})" if before and after else f" ({after})" if after else f" (no longer {before})"
+
+
+def _more_often(changes: Sequence[_Change]) -> list[_Part]:
+    parts = []
+    for change in changes:
+        then, now = change.then, change.now
+        if then and now and abs(now.count / then.count - 1) > SAME:
+            text = f"kernel {short_name(now.name)} runs {now.count:.3g} times a call instead of {then.count:.3g}"
+            parts.append(_Part(kind="often", text=text, seconds=(now.count - then.count) * then.time_s / then.count))
+    return parts
+
+
+def _slower(changes: Sequence[_Change], condition: Condition, usual: Condition) -> list[_Part]:
+    """What the same launches take longer for; the clock's part of it first, of all kernels together."""
+    slowed = [(change.now, _longer_s(change)) for change in changes if change.now and _longer_s(change) > 0]
+    drop = _clock_drop(condition, usual)
+    parts = []
+    if drop > SAME and slowed:
+        by_clock = sum(min(longer_s, (use.time_s - longer_s) * drop) for use, longer_s in slowed)
+        parts.append(_Part(kind="clock", text=_clock_text(condition, usual), seconds=by_clock))
+        slowed = [(use, max(longer_s - (use.time_s - longer_s) * drop, 0.0)) for use, longer_s in slowed]
+    return parts + [_slowed(use, longer_s) for use, longer_s in slowed]
+
+
+def _slowed(use: KernelUse, longer_s: float) -> _Part:
+    then_s = (use.time_s - longer_s) / use.count
+    text = f"kernel {short_name(use.name)} takes {_mean(use)} instead of {format_value(then_s, 's', digits=3)}"
+    return _Part(kind="slower", text=text, seconds=longer_s)
+
+
+def _longer_s(change: _Change) -> float:
+    assert change.then, "both sides are there"
+    assert change.now, "both sides are there"
+    return change.now.time_s - change.now.count * change.then.time_s / change.then.count
+
+
+def _of_gaps(now: KernelSummary, then: KernelSummary) -> list[_Part]:
+    seconds = now.gap_s - then.gap_s
+    if seconds <= 0:
+        return []
+    now_s, then_s = format_value(now.gap_s, "s", digits=3), format_value(then.gap_s, "s", digits=3)
+    idle = f"the GPU waits {now_s} a call for the host, {then_s} then"
+    if then.graph_launches > 0 and now.graph_launches < then.graph_launches / 2:
+        text = (
+            f"a CUDA graph is no longer used: {now.launches:.3g} launches a call instead of {then.launches:.3g}; {idle}"
+        )
+        return [_Part(kind="graph", text=text, seconds=seconds)]
+    return [_Part(kind="gaps", text=f"{idle} ({_why_idle(now, then)})", seconds=seconds)]
+
+
+def _why_idle(now: KernelSummary, then: KernelSummary) -> str:
+    if now.launches > then.launches * (1 + SAME):
+        return f"{now.launches:.3g} launches instead of {then.launches:.3g}"
+    if now.sync_s - then.sync_s > 0.5 * (now.gap_s - then.gap_s):
+        return "the host synchronises with it in between"
+    return "host time between launches"
+
+
+def _taken_by_others(parts: Sequence[_Part]) -> list[_Part]:
+    """What a second process on the GPU explains: the same kernels take longer, or wait."""
+    return [part for part in parts if part.kind in ("slower", "gaps", "clock")]
+
+
+def _clock_drop(condition: Condition, usual: Condition) -> float:
+    """How much longer a call takes that depends on the clock alone."""
+    ours, theirs = condition.sm_clock_mhz, usual.sm_clock_mhz
+    return theirs / ours - 1 if ours and theirs else 0.0
+
+
+def _clock_text(condition: Condition, usual: Condition) -> str:
+    return f"SM clock {condition.sm_clock_mhz:.0f} against {usual.sm_clock_mhz:.0f} MHz"
+
+
+def _time(use: KernelUse | None) -> float:
+    return use.time_s if use else 0.0
+
+
+def _mean(use: KernelUse) -> str:
+    return format_value(use.time_s / use.count, "s", digits=3)
+
+
+def _times(use: KernelUse) -> str:
+    return "" if abs(use.count - 1) < SAME else f", {use.count:.3g} times"

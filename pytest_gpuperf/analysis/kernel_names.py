@@ -1,0 +1,62 @@
+"""Names of kernels: short enough to be read, and what they give away about how a library computes."""
+
+import re
+
+_LONGEST = 60
+#: torch names the operation of a generic kernel in the template's arguments: a functor, or a lambda's function.
+_OPERATION = re.compile(r"\b(\w*Functor\w*|\w+_functor|\w+Ops?|\w+_kernel(?:_cuda|_impl)?(?=\(at::Tensor))\b")
+_WRAPPERS = frozenset({"AUnaryFunctor", "BUnaryFunctor", "BinaryFunctor", "UnaryFunctor", "BUnaryFunctorOnSelf"})
+#: What a name shows -> what it means; the first that is found counts.
+_TRAITS = (
+    (re.compile(r"tf32"), "tf32 tensor cores"),
+    (re.compile(r"[_\b]sgemm|f32f32_f32f32|simt_sgemm|_ffma_"), "fp32 without tensor cores"),
+    (re.compile(r"align1\b"), "operands aligned to 1 element"),
+    (re.compile(r"align2\b"), "operands aligned to 2 elements"),
+    (re.compile(r"splitK|split_k|splitk", re.IGNORECASE), "split over K"),
+    (re.compile(r"e4m3|e5m2|fp8"), "fp8"),
+)
+_COMMUNICATION = re.compile(
+    r"^nccl|nccl(?:Dev)?Kernel|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|multimem|broadcast_?kernel_?sm",
+    re.IGNORECASE,
+)
+
+
+def short_name(name: str) -> str:
+    """Cut a kernel's name to what tells it from others, at most 60 characters.
+
+    >>> short_name("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, ...>(int)")
+    'vectorized_elementwise_kernel (CUDAFunctor_add)'
+    >>> short_name("sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize64x64x32")
+    'sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize64x64x32'
+    """
+    if name.startswith(("Memcpy", "Memset")):
+        return name
+    plain = name.removeprefix("void ")
+    head = _without_namespaces(_until_bracket(plain))
+    detail = _detail(plain, head)
+    text = f"{head} ({detail})" if detail else head
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def trait(name: str) -> str | None:
+    """What a kernel's name says of how it computes, such as `tf32 tensor cores`; `None`: nothing that is known."""
+    return next((meaning for pattern, meaning in _TRAITS if pattern.search(name)), None)
+
+
+def is_communication(name: str) -> bool:
+    """Whether a kernel moves data between GPUs: NCCL's, and those of libraries that reduce or gather by themselves."""
+    return _COMMUNICATION.search(name) is not None
+
+
+def _until_bracket(name: str) -> str:
+    return re.split(r"[<(]", name, maxsplit=1)[0].strip() or name
+
+
+def _without_namespaces(name: str) -> str:
+    return name.rsplit("::", 1)[-1]
+
+
+def _detail(plain: str, head: str) -> str | None:
+    """Which operation a generic kernel stands for."""
+    found = [match[1] for match in _OPERATION.finditer(plain)]
+    return next((name for name in found if name != head and name not in _WRAPPERS), None)
