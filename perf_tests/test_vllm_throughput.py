@@ -5,7 +5,7 @@ import pytest
 
 from pytest_gpuperf import Device, Recorder
 from pytest_gpuperf.workloads.energy import record_energy
-from pytest_gpuperf.workloads.requests import Load, gpu_busy_share, in_sequence
+from pytest_gpuperf.workloads.requests import Load, gpu_busy_share, in_sequence, tail_busy_share
 from pytest_gpuperf.workloads.transformers import half_precision
 from pytest_gpuperf.workloads.vllm import EngineConfig, StartEngine
 
@@ -22,6 +22,8 @@ SINGLE = {
     "cuda": (Load(requests=1, prompt_tokens=128, output_tokens=64), 100),
     "cpu": (Load(requests=1, prompt_tokens=32, output_tokens=16), 10),
 }
+#: The GPU waits while vLLM reads, compiles and captures: 12 s where all of that is cached, 123 s on a fresh machine.
+LOADING = 0.0
 
 
 def _config(model: str, gpu: Device) -> EngineConfig:
@@ -42,7 +44,7 @@ def test_throughput(perf: Recorder, gpu: Device, vllm_engine: StartEngine, model
     perf.record("throughput", generation.output_tokens_per_s, unit="tok/s", gpu_busy_share=share)
     perf.record("requests", generation.requests_per_s, unit="req/s", gpu_busy_share=share)
     perf.record("latency_p50", generation.latency_s(50), unit="s", gpu_busy_share=share)
-    perf.record("load_time", engine.load_time_s, unit="s", tolerance=0.9)  # 16 to 55 s on one machine
+    perf.record("load_time", engine.load_time_s, unit="s", tolerance=0.9, gpu_busy_share=LOADING)
     record_energy(perf, generation.output_tokens, region, gpu_busy_share=share)
     if profiled:
         perf.record("gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute")
@@ -66,12 +68,10 @@ def test_single_request(perf: Recorder, gpu: Device, vllm_engine: StartEngine, m
         generation = in_sequence([engine.generate(one) for one in loads])
     profiled = engine.profile(load)
     share = gpu_busy_share(profiled, generation) if profiled else None
+    times = {"ttft": generation.ttft_s, "itl": generation.itl_s, "latency": generation.latency_s}
     for percent, tolerance in ((50, 0.1), (95, 0.3), (99, 0.5)):  # a tail of 100 requests is one of them
-        for name, value_s in (
-            ("ttft", generation.ttft_s(percent)),
-            ("itl", generation.itl_s(percent)),
-            ("latency", generation.latency_s(percent)),
-        ):
-            perf.record(f"{name}_p{percent}", value_s, unit="s", tolerance=tolerance, gpu_busy_share=share)
-    perf.record("load_time", engine.load_time_s, unit="s", tolerance=0.9)
+        for name, time_s in times.items():
+            tail = tail_busy_share(share, median_s=time_s(50), tail_s=time_s(percent)) if share is not None else None
+            perf.record(f"{name}_p{percent}", time_s(percent), unit="s", tolerance=tolerance, gpu_busy_share=tail)
+    perf.record("load_time", engine.load_time_s, unit="s", tolerance=0.9, gpu_busy_share=LOADING)
     assert generation.ttft_s(50) < generation.latency_s(50)

@@ -26,6 +26,7 @@ from pytest_gpuperf.workloads.requests import (
     in_sequence,
     percentile,
     prompts_of,
+    tail_busy_share,
 )
 from pytest_gpuperf.workloads.vllm_driver import timings
 
@@ -324,3 +325,9 @@ def test_use_over_the_goal_needs_no_cause() -> None:
     use = kv_use(_generation(_request(1.0), steps=(_step(2, 0.95),)), _LOAD, blocks=11, block_size=16)
     assert use is not None
     assert cause_of_low_use(use, _LOAD, max_num_seqs=2) is None
+
+
+def test_what_a_tail_takes_longer_than_the_median_is_the_hosts() -> None:
+    assert tail_busy_share(0.96, median_s=0.01, tail_s=0.032) == pytest.approx(0.3)
+    assert tail_busy_share(0.96, median_s=0.01, tail_s=0.01) == 0.96
+    assert tail_busy_share(0.96, median_s=0.01, tail_s=0.009) == 0.96

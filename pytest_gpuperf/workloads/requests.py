@@ -255,6 +255,20 @@ def gpu_busy_share(gpu: GpuTime, generation: Generation) -> float:
     return min(gpu.step_s * generation.step_count / generation.duration_s, 1.0)
 
 
+def tail_busy_share(gpu_busy_share: float, *, median_s: float, tail_s: float) -> float:
+    """Share of a slow request's time in which the GPU computed: it does the same work for all, so the rest is the host.
+
+    Args:
+        gpu_busy_share: Of all requests.
+        median_s: A usual request's time.
+        tail_s: A slow one's.
+
+    >>> round(tail_busy_share(0.96, median_s=10.6e-3, tail_s=33.1e-3), 2)
+    0.31
+    """
+    return gpu_busy_share * min(median_s / tail_s, 1.0)
+
+
 def busy_time_s(intervals: Sequence[tuple[float, float]]) -> float:
     """Length of the union of intervals, each from its begin to its end, in any order."""
     total, reached = 0.0, -math.inf
