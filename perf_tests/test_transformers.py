@@ -30,6 +30,8 @@ def test_transformers_generate(perf: Recorder, gpu: Device, model: str) -> None:
     perf.record("ttft", generation.ttft_s(), unit="s", gpu_busy_share=share)
     perf.record("itl", generation.itl_s(), unit="s", gpu_busy_share=share)
     if profiled:
-        perf.record("gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute")
+        perf.record(
+            "gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute", kernels=profiled.summary
+        )
     record_energy(perf, generation.output_tokens, region, gpu_busy_share=share)
     assert generation.ttft_s() < generation.latency_s()

@@ -33,7 +33,9 @@ def test_transformers_in_halves(perf: Recorder, gpus: Sequence[Device], model: s
     share = gpu_busy_share(profiled, generation) if profiled else None
     perf.record("throughput", generation.output_tokens_per_s, unit="tok/s", gpu_busy_share=share)
     if profiled:
-        perf.record("gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute")
+        perf.record(
+            "gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute", kernels=profiled.summary
+        )
     for number, peak in enumerate(peak_bytes):
         if peak is not None:
             perf.record(f"peak_memory_{number}", peak, unit="B", tolerance=0.02)
@@ -58,7 +60,11 @@ def test_vllm_tensor_parallel(perf: Recorder, gpus: Sequence[Device], vllm_engin
     print(scaling)  # noqa: T201 - for the user, with -s or -rP
     perf.record("throughput", generation.output_tokens_per_s, unit="tok/s", gpu_busy_share=share)
     if profiled:
-        perf.record("gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute")
+        perf.record(
+            "gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute", kernels=profiled.summary
+        )
+    for number, used in enumerate(engine.memory_used_bytes()):
+        perf.record(f"memory_{number}", used, unit="B", tolerance=0.02)
     for name, value in scaling.figures().items():
         perf.record(name, value, unit="x", better="higher", tolerance=0.1, gpu_busy_share=share)
     record_energy(perf, generation.output_tokens, region, gpu_busy_share=share)

@@ -47,7 +47,9 @@ def test_throughput(perf: Recorder, gpu: Device, vllm_engine: StartEngine, model
     perf.record("load_time", engine.load_time_s, unit="s", tolerance=0.9, gpu_busy_share=LOADING)
     record_energy(perf, generation.output_tokens, region, gpu_busy_share=share)
     if profiled:
-        perf.record("gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute")
+        perf.record(
+            "gpu_step_time", profiled.step_s, unit="s", tolerance=0.03, kind="compute", kernels=profiled.summary
+        )
     memory_bytes = region.telemetry.memory_used_bytes
     if memory_bytes:
         perf.record("memory", memory_bytes, unit="B", tolerance=0.02)

@@ -231,6 +231,7 @@ def _measured(machine: Machine, device: Device, name: str) -> Measurement | None
     recorder = Recorder(
         (device,),
         nvml=machine.nvml,
+        vitals=machine.vitals,
         stopwatch=lambda: _stopwatch(machine, device, anchor),
         synchronize=lambda: machine.synchronize((device,)),
         preferred={},

@@ -10,9 +10,9 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -23,12 +23,24 @@ from pytest_gpuperf.records import SCHEMA, BaselineFile, BaselineRun, Environmen
 LARGEST_FILE_BYTES = 16_000_000
 #: No number in a baseline is larger: it could not be rounded, squared or summed.
 LARGEST_NUMBER = 1e300
+#: Of the file beside a baseline that holds what ran: see `kernel_store`.
+KERNELS_SUFFIX = ".kernels.json"
 
 _PLAIN_SLUG = r"[a-z0-9_](\.?[a-z0-9_+-])*"
 _PLAIN_MODULE = r"[a-z0-9_][a-z0-9_-]*(/[a-z0-9_][a-z0-9_-]*)*\.py"
 _HASHED = r"-[0-9a-f]{12}(\.py)?\Z"
+#: What `a/kernels.py` would be called is the name of the kernels of `a.py`.
+_TAKEN = r"/kernels\.py\Z"
 
 _T = TypeVar("_T")
+
+
+class _OfModule(Protocol):
+    @property
+    def module(self) -> str: ...
+
+
+_Filed = TypeVar("_Filed", bound=_OfModule)
 
 
 class _Outline(Record, frozen=True, kw_only=True):
@@ -61,7 +73,7 @@ def baseline_path(root: Path, slug: str, module: str) -> Path:
 
 def _safe_name(text: str, plain: str) -> str:
     # A plain name that looks as if it ended in a hash is hashed too, or somebody could aim it at another's file.
-    if len(text) <= 80 and re.fullmatch(plain, text) and not re.search(_HASHED, text):
+    if len(text) <= 80 and re.fullmatch(plain, text) and not re.search(f"{_HASHED}|{_TAKEN}", text):
         return text
     readable = re.sub(r"[^A-Za-z0-9_+-]+", ".", text.removesuffix(".py")).strip(".-")[:60]
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
@@ -70,7 +82,8 @@ def _safe_name(text: str, plain: str) -> str:
 
 def list_files(root: Path) -> tuple[Path, ...]:
     """List the baseline files below `root`, sorted; none where the folder does not exist."""
-    return tuple(sorted(path for path in root.glob("[!.]*/[!.]*.json") if path.is_file()))
+    found = (path for path in root.glob("[!.]*/[!.]*.json") if not path.name.endswith(KERNELS_SUFFIX))
+    return tuple(sorted(path for path in found if path.is_file()))
 
 
 def read(path: Path, *, module: str | None = None) -> BaselineFile | None:
@@ -117,6 +130,21 @@ def parse(raw: bytes, path: Path, module: str | None) -> BaselineFile:
     Raises:
         BaselineError: They are not a sound baseline. Says where and what to do.
     """
+    return parse_as(_decode, raw, path, module)
+
+
+def parse_as(decode: Callable[[bytes], _Filed], raw: bytes, path: Path, module: str | None) -> _Filed:
+    """Check the bytes of a file that belongs to the baselines; see `parse`.
+
+    Args:
+        decode: Makes of the bytes what they are, or raises what `tree_of` and `converted` do.
+        raw: See `parse`.
+        path: See `parse`.
+        module: See `parse`.
+
+    Raises:
+        BaselineError: They are not sound. Says where and what to do.
+    """
     if marker := re.search(rb"^(<{7} |>{7} |={7}$)[^\n]{0,40}", raw, re.MULTILINE):
         line = raw.count(b"\n", 0, marker.start()) + 1
         raise BaselineError(
@@ -124,7 +152,7 @@ def parse(raw: bytes, path: Path, module: str | None) -> BaselineFile:
             f"`git checkout --ours -- {shlex.quote(str(path))}` (or --theirs), then run with --gpuperf-update."
         )
     try:
-        file = _decode(raw)
+        file = decode(raw)
     except BaselineError as error:
         raise BaselineError(f"{path} {error}") from None
     except (ValueError, RecursionError) as error:
@@ -143,6 +171,16 @@ def _restore(path: Path) -> str:
 
 
 def _decode(raw: bytes) -> BaselineFile:
+    return _typed(tree_of(raw))
+
+
+def tree_of(raw: bytes) -> object:
+    """Read JSON of this schema without doubtful keys and numbers.
+
+    Raises:
+        BaselineError: A newer version wrote it.
+        ValueError: It is not that.
+    """
     tree = json.loads(raw.decode(), object_pairs_hook=tuple)  # objects as tuples of pairs: a dict hides duplicates
     pairs = tree if isinstance(tree, tuple) else ()
     schema = next((value for key, value in pairs if key == "schema"), None)
@@ -154,7 +192,7 @@ def _decode(raw: bytes) -> BaselineFile:
         )
     if type(schema) is not int or schema != SCHEMA:
         raise ValueError(f"$.schema is {schema!r}, not {SCHEMA}")
-    return _typed(_plain(tree, "$"))
+    return _plain(tree, "$")
 
 
 def _plain(node: object, place: str) -> object:
@@ -175,9 +213,9 @@ def _step(place: str, key: str) -> str:
 
 
 def _typed(tree: object) -> BaselineFile:
-    outline = _converted(tree, _Outline, "$")
+    outline = converted(tree, _Outline, "$")
     environments = {
-        key: _converted(node, Environment, _step("$.environments", key)) for key, node in outline.environments.items()
+        key: converted(node, Environment, _step("$.environments", key)) for key, node in outline.environments.items()
     }
     tests = {
         test: {
@@ -188,7 +226,12 @@ def _typed(tree: object) -> BaselineFile:
     return BaselineFile(schema=SCHEMA, module=outline.module, environments=environments, tests=tests)
 
 
-def _converted(node: object, kind: type[_T], place: str) -> _T:
+def converted(node: object, kind: type[_T], place: str) -> _T:
+    """Give a part of a file its type.
+
+    Raises:
+        ValueError: It has another. Names the place.
+    """
     try:
         return msgspec.convert(node, kind)
     except msgspec.ValidationError as error:
@@ -197,7 +240,7 @@ def _converted(node: object, kind: type[_T], place: str) -> _T:
 
 
 def _metric(node: object, place: str, environments: Collection[str]) -> MetricBaseline:
-    baseline = _converted(node, MetricBaseline, place)
+    baseline = converted(node, MetricBaseline, place)
     if not baseline.sessions:
         raise ValueError(f"{place}.sessions is empty")
     for i, session in enumerate(baseline.sessions):
@@ -241,7 +284,7 @@ def dumps(file: BaselineFile) -> bytes:
     """
     try:
         # There and back: what cannot be read is never written, and an int in a float's place becomes a float.
-        data = _encode(_decode(_encode(file)))
+        data = encode(_decode(encode(file)))
     except ValueError as error:
         raise BaselineError(f"{file.module} cannot be written as a baseline: {error}.") from None
     if len(data) > LARGEST_FILE_BYTES:
@@ -252,7 +295,8 @@ def dumps(file: BaselineFile) -> bytes:
     return data
 
 
-def _encode(record: Record) -> bytes:
+def encode(record: Record) -> bytes:
+    """Write JSON that makes small diffs."""
     # ASCII, so that a diff shows what is there: no look-alike letters, no characters that turn the text around.
     return f"{json.dumps(_rounded(msgspec.to_builtins(record)), indent=2, sort_keys=True)}\n".encode()
 
@@ -269,7 +313,7 @@ def environment_key(environment: Environment) -> str:
     """Name an environment as the sessions of a file refer to it: 8 hex digits."""
     # Converted first, so that 700 W and 700.0 W are one environment.
     same = msgspec.convert(msgspec.to_builtins(environment), Environment)
-    return hashlib.sha256(_encode(same)).hexdigest()[:8]
+    return hashlib.sha256(encode(same)).hexdigest()[:8]
 
 
 def error_text(error: Exception) -> str:

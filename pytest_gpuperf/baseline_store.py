@@ -17,27 +17,42 @@ from typing import Any
 from pytest_gpuperf.baseline_file import baseline_path, dumps, error_text, read
 from pytest_gpuperf.baselines import Change, Entry, entries_of, plan, without
 from pytest_gpuperf.errors import BaselineError
-from pytest_gpuperf.records import RunInfo, TestRecord
+from pytest_gpuperf.kernel_store import kernels_path, prune_kernels, with_kernels
+from pytest_gpuperf.records import KernelRecord, RunInfo, TestRecord
 
 LOCK_TIMEOUT_S = 60.0
 STALE_TEMPORARY_S = 3600.0
 
 
-def write(root: Path, run: RunInfo, records: Sequence[TestRecord], *, accept_reason: str | None) -> tuple[Change, ...]:
+def write(
+    root: Path,
+    run: RunInfo,
+    records: Sequence[TestRecord],
+    *,
+    accept_reason: str | None,
+    profiles: Sequence[KernelRecord] = (),
+) -> tuple[Change, ...]:
     """Do what `plan` says, with the files as they are once the lock is held. The arguments are those of `plan`.
 
-    What was not measured is never touched. Files are replaced one by one: if one fails, those before it (by path)
-    are updated and it is not.
+    The kernels beside the baselines are kept in step: see `kernel_store.with_kernels`. What was not measured is never
+    touched. Files are replaced one by one: if one fails, those before it (by path) are updated and it is not.
+
+    Args:
+        root: See `plan`.
+        run: See `plan`.
+        records: See `plan`.
+        accept_reason: See `plan`.
+        profiles: What was seen of the metrics.
 
     Raises:
         BaselineError: A file cannot be read, locked or written. The old one is intact unless the message says not.
         UsageError: The reason is empty.
     """
-    made = plan(root, run, records, accept_reason=accept_reason)
+    made = with_kernels(plan(root, run, records, accept_reason=accept_reason), root, run, records, profiles)
     if not made.files:  # a read-only checkout is fine where there is nothing to write
         return made.changes
     with _locked(root):
-        made = plan(root, run, records, accept_reason=accept_reason)
+        made = with_kernels(plan(root, run, records, accept_reason=accept_reason), root, run, records, profiles)
         for change in made.files:
             _replace(change.path, change.new)
     return made.changes
@@ -57,7 +72,18 @@ def prune(root: Path, slug: str, entries: Collection[Entry]) -> int:
     doomed = set(entries)
     modules = sorted({key.module for key, _ in doomed})
     with _locked(root):
+        for module in modules:
+            _prune_kernels(root, slug, module, doomed)
         return sum(_prune_file(baseline_path(root, slug, module), module, doomed) for module in modules)
+
+
+def _prune_kernels(root: Path, slug: str, module: str, doomed: set[Entry]) -> None:
+    path = kernels_path(root, slug, module)
+    kept = prune_kernels(path, module, doomed)
+    if kept:
+        _replace(path, kept)
+    elif kept is not None:
+        _remove(path)
 
 
 def _prune_file(path: Path, module: str, doomed: set[Entry]) -> int:

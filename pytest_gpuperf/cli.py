@@ -21,6 +21,7 @@ from pytest_gpuperf.units import format_percent, format_value
 
 if TYPE_CHECKING:
     from pytest_gpuperf.trials.calibrate import Process
+    from pytest_gpuperf.trials.diagnose import Wanted as WantedDiagnosis
     from pytest_gpuperf.trials.tune_bench import Wanted
 
 GOOD, ERROR, REGRESSION, NOT_SETTLED = 0, 1, 2, 3
@@ -350,6 +351,55 @@ def specs(
 
 
 @app.command()
+def monitor(  # noqa: PLR0913 - each is an option of the command line
+    command: Annotated[list[str] | None, typer.Argument(metavar="-- CMD", help="What to watch to its end.")] = None,
+    *,
+    interval: Annotated[float, typer.Option(help="Seconds from one reading to the next.")] = 1.0,
+    gpus: Annotated[str | None, typer.Option(help="CUDA's numbers or UUIDs, such as 0,1; default: all.")] = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds; default: until Ctrl-C.")] = None,
+    output: Annotated[Path | None, typer.Option(help="New file for all samples: .csv, .jsonl or .parquet.")] = None,
+    is_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    is_live: Annotated[bool, typer.Option("--live", help="The view while a command runs, too.")] = False,
+) -> int:
+    """Show what the GPUs do, live, as lines or in a file; or watch a command, and sum up its whole life."""
+    from pytest_gpuperf.report.watch_run import Plan
+    from pytest_gpuperf.report.watch_run import monitor as run_monitor
+
+    plan = Plan(
+        interval_s=interval,
+        gpus=gpus,
+        duration_s=duration,
+        output=output,
+        is_json=is_json,
+        is_live=is_live,
+        command=tuple(command or ()),
+    )
+    return run_monitor(plan, Machine("auto"))
+
+
+@app.command()
+def doctor(
+    baselines_root: BaselinesOption = DEFAULT_BASELINES,
+    is_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the text.")] = False,
+) -> int:
+    """Check in ten seconds what here would spoil measurements, and say how to mend it. Exit code 1: a problem."""
+    import time
+
+    from pytest_gpuperf.analysis.doctor import findings
+    from pytest_gpuperf.report.doctor import doctor_json, doctor_lines
+    from pytest_gpuperf.trials.examine import examine
+
+    begin_s = time.monotonic()
+    facts = examine(baselines_root=baselines_root)
+    found = findings(facts)
+    if is_json:
+        typer.echo(doctor_json(found, facts.pairs))
+    else:
+        _echo(doctor_lines(found, facts.pairs, width=_width(), time_s=time.monotonic() - begin_s))
+    return ERROR if any(one.level == "problem" for one in found) else GOOD
+
+
+@app.command()
 def memory(  # noqa: PLR0913 - each is an option of the command line
     *,
     model: Annotated[str, typer.Option("--model", help="A preset, or a folder with a config.json.")],
@@ -391,6 +441,66 @@ def memory(  # noqa: PLR0913 - each is an option of the command line
     if plot is not None:
         save_plot(needed, plot, chosen)
         typer.echo(f"Plot: {plot}")
+
+
+@app.command()
+def diagnose(  # noqa: PLR0913 - each is an option of the command line
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="WORKLOAD_OR_TEST", help="matmul, copy, tiny-kernels, sleep, all-reduce, or a test."),
+    ] = None,
+    *,
+    model: Annotated[str | None, typer.Option("--model", help="A preset, or a folder with a config.json.")] = None,
+    engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
+    prompt: Annotated[str | None, typer.Option(help="A text; its tokens are estimated from its words.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Of each prompt.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Requests at a time.")] = 1,
+    output_tokens: Annotated[int, typer.Option(help="Of each request.")] = 64,
+    iterations: Annotated[int, typer.Option(help="Calls, or steps of a phase, to time at least.")] = 100,
+    phase: Annotated[str, typer.Option(help="prefill, decode or both.")] = "both",
+    ceilings: Annotated[str, typer.Option(help="measured or data-sheet.")] = "measured",
+    limit: Annotated[float, typer.Option(help="Most seconds of timing a phase, or of running a test.")] = 60.0,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    is_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the text.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the roofline to write.")] = None,
+) -> None:
+    """Run a workload, a model or a test, and say what limits it, by which numbers, and what to do."""
+    from pytest_gpuperf.trials.diagnose import Wanted as WantedDiagnosis
+
+    wanted = WantedDiagnosis(
+        workload=what,
+        model=model,
+        engine=engine,
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        batch_size=batch_size,
+        output_tokens=output_tokens,
+        iterations=iterations,
+        phase=phase,
+        ceilings=ceilings,
+        limit_s=limit,
+    )
+    _diagnose(wanted, device, is_json=is_json, plot=plot)
+
+
+def _diagnose(wanted: "WantedDiagnosis", device: str, *, is_json: bool, plot: Path | None) -> None:
+    from pytest_gpuperf.report.diagnose import check_plot, diagnosis_lines, save_plot, to_json
+    from pytest_gpuperf.trials.diagnose import bench_on, run_diagnosis
+    from pytest_gpuperf.trials.diagnose_pytest import diagnose_test, is_test
+    from pytest_gpuperf.trials.tune_bench import machine_of
+
+    if plot is not None:
+        check_plot()
+    bench = bench_on(machine_of(device))
+    is_of_test = wanted.workload is not None and is_test(wanted.workload)
+    found = diagnose_test(wanted, bench, device=device) if is_of_test else run_diagnosis(wanted, bench)
+    if is_json:
+        typer.echo(to_json(found))
+    else:
+        _echo(diagnosis_lines(found))
+    if plot is not None:
+        save_plot(found, plot)
+        typer.echo(f"Plot: {plot}", err=is_json)
 
 
 @app.command()
@@ -495,6 +605,44 @@ def tune(  # noqa: PLR0913 - each is an option of the command line
     return _tune(wanted, output or default_folder(model), machine_of(device), is_plotting=is_plotting)
 
 
+@app.command()
+def profile(  # noqa: PLR0913 - each is an option of the command line
+    target: Annotated[str, typer.Argument(help="A test (test_a.py::test_b), matmul:N:DTYPE, copy:SIZE, or a model.")],
+    pytest_arguments: PytestArguments = None,
+    *,
+    output: Annotated[Path, typer.Option(help="Folder for the traces.")] = Path(".gpuperf/profile"),
+    calls: Annotated[int | None, typer.Option(help="Most calls to profile, or steps of a model.")] = None,
+    top: Annotated[int, typer.Option(help="Kernels to show.")] = 15,
+    engine: Annotated[str, typer.Option(help="Of a model: transformers or vllm.")] = "transformers",
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu; of a test: -- --gpuperf-device.")] = "auto",
+    timeout: Annotated[float, typer.Option(help="Most seconds.")] = 600.0,
+    is_nsys: Annotated[bool, typer.Option("--nsys", help="Let NVIDIA Nsight Systems record it instead.")] = False,
+) -> None:
+    """Show what ran, kernel by kernel, and write a trace to look at: of a test, a kernel by name, or a model."""
+    from pytest_gpuperf.report.profile import profile_lines
+    from pytest_gpuperf.trials.profile import Wanted, check, run_under_nsys
+    from pytest_gpuperf.trials.profile import profile as run_profile
+    from pytest_gpuperf.trials.tune_bench import machine_of
+
+    wanted = Wanted(
+        target=target,
+        output=output,
+        calls=calls,
+        engine=engine,
+        timeout_s=timeout,
+        pytest_arguments=tuple(pytest_arguments or ()),
+    )
+    if top < 1:
+        raise UsageError(f"--top {top}: at least 1 is needed.")
+    check(wanted)
+    machine = machine_of(device)
+    if is_nsys:
+        report = run_under_nsys(wanted, [one for one in sys.argv[1:] if one != "--nsys"], is_gpu=bool(machine.gpus))
+        typer.echo(f"Report of nsys: {report}\nSums: nsys stats {report}. Or open it in Nsight Systems.")
+        return
+    _echo(profile_lines(run_profile(wanted, machine), top=top, asked=calls, width=_width()))
+
+
 def _tune(wanted: "Wanted", folder: Path, machine: Machine, *, is_plotting: bool) -> int:
     from pytest_gpuperf.lease import lease
     from pytest_gpuperf.report.tune import plan_lines, progress, tuning_lines, write_results
@@ -504,7 +652,8 @@ def _tune(wanted: "Wanted", folder: Path, machine: Machine, *, is_plotting: bool
     from pytest_gpuperf.trials.tune_file import Journal
 
     load = check_wanted(wanted, machine.devices[0].kind)
-    with interrupted_by_sigterm(), lease(device_sets(machine.devices, folder)) as (held,):
+    with interrupted_by_sigterm(), lease(device_sets(machine.devices, folder)) as lent:
+        [held] = lent.devices
         journal = Journal(folder, plan_on(held, wanted, load))
         _echo(plan_lines(journal.plan))
         with progress() as show:
@@ -571,7 +720,7 @@ def _write(results: Path, tests: list[str] | None, root: Path, reason: str | Non
     """Record or accept, judged against the baselines as they are now."""
     found = read_results(results)
     records = _judged(found, tests, root)
-    changes = baseline_store.write(root, found.run, records, accept_reason=reason)
+    changes = baseline_store.write(root, found.run, records, accept_reason=reason, profiles=found.profiles)
     typer.echo(f"Baselines in {root}: {tally(changes)}.")
     _echo(refusals(changes, baseline_command("accept", root.absolute(), results.absolute())))
     return GOOD if all(change.action != "refused" for change in changes) else NOT_SETTLED

@@ -1,4 +1,4 @@
-"""More runs in fresh processes, for the metrics that the first run does not settle.
+"""Fresh processes: more runs for the metrics that the first run does not settle, and profiles of kernels.
 
 A fresh process is this very invocation of pytest again, confined by an order to the tests in question: same options,
 same conftests, one more value of each metric. It holds no lease of its own: this process holds the devices for it.
@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -17,7 +18,7 @@ from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.judge import LOOKS
 from pytest_gpuperf.monitor import FAMILY_VARIABLE
 from pytest_gpuperf.processes import Finished, run_group
-from pytest_gpuperf.records import Record, Rerun, TestRecord, decode_lines
+from pytest_gpuperf.records import KernelRecord, Record, Rerun, Results, TestRecord, decode_lines
 
 #: Names the file with the order to the fresh process.
 ORDER_VARIABLE = "GPUPERF_ORDER"
@@ -27,8 +28,12 @@ BUDGET_DURATIONS = 3.0
 START_LIMIT_S = 120.0
 #: A fresh process is killed when its tests take this many times as long as they took here.
 _PATIENCE = 5.0
+#: The same of one that profiles, which does not measure.
+_PROFILE_PATIENCE = 2.0
 _WORKER = "PYTEST_XDIST_WORKER"
 _OF_THIS_PROCESS = ("PYTEST_CURRENT_TEST", "PYTEST_VERSION")
+#: Of a process that profiles: Kineto's own notes are not for its last words, and what fails is said in full.
+_OF_PROFILES = {"KINETO_LOG_LEVEL": "99", "COLUMNS": "240"}
 
 
 class Order(Record, frozen=True, kw_only=True):
@@ -38,8 +43,12 @@ class Order(Record, frozen=True, kw_only=True):
         tests: As arguments of pytest, in order.
         results: Where its results.jsonl goes.
         leased: Hashed UUIDs of the devices that are held for it.
+        descriptors: Of their locks, which it inherits.
         parent_pid: The process that waits for it.
         is_of_worker: That process is a worker of pytest-xdist.
+        purpose: Measure the tests again, or profile what they measure.
+        traces: Folder in which the profiler's traces are left; `None`: nowhere.
+        most_calls: To profile of each callable; `None`: as many as is usual.
     """
 
     tests: tuple[str, ...]
@@ -47,6 +56,10 @@ class Order(Record, frozen=True, kw_only=True):
     leased: tuple[str, ...]
     parent_pid: int
     is_of_worker: bool
+    purpose: Literal["confirm", "profile"] = "confirm"
+    traces: str | None = None
+    most_calls: int | None = None
+    descriptors: tuple[int, ...] = ()
 
 
 class Invocation(Record, frozen=True, kw_only=True):
@@ -148,7 +161,12 @@ def _noted(record: TestRecord, words: str) -> TestRecord:
 
 
 def run_again(
-    records: Sequence[TestRecord], invocation: Invocation, *, leased: tuple[str, ...], setup_s: float
+    records: Sequence[TestRecord],
+    invocation: Invocation,
+    *,
+    leased: tuple[str, ...],
+    setup_s: float,
+    descriptors: tuple[int, ...] = (),
 ) -> list[TestRecord]:
     """Run some tests in one fresh process; each comes back with one more run, a problem, or as it was.
 
@@ -157,29 +175,96 @@ def run_again(
         invocation: How this process was started.
         leased: Hashed UUIDs of the devices that this process holds for it.
         setup_s: What setting up fixtures took in this process.
+        descriptors: Of the locks of these devices; the fresh process inherits them.
 
     Raises:
         OSError: The process cannot be started.
     """
     limit_s = START_LIMIT_S + _PATIENCE * (setup_s + sum(record.duration_s for record in records))
+    order = Order(
+        tests=tuple(f"{invocation.root / record.key.module}::{record.key.test}" for record in records),
+        results="",
+        leased=leased,
+        parent_pid=os.getpid(),
+        is_of_worker=_WORKER in os.environ,
+        descriptors=descriptors,
+    )
+    finished, found, complaint = obey(order, invocation, limit_s=limit_s)
+    return grown(records, {str(record.key): record for record in found.tests} if found else {}, finished, complaint)
+
+
+def profile(
+    records: Sequence[TestRecord],
+    invocation: Invocation,
+    *,
+    leased: tuple[str, ...],
+    setup_s: float,
+    descriptors: tuple[int, ...] = (),
+) -> tuple[tuple[KernelRecord, ...], str | None]:
+    """Profile what some tests measure, in one fresh process.
+
+    Args:
+        records: See `run_again`.
+        invocation: See `run_again`.
+        leased: See `run_again`.
+        setup_s: See `run_again`.
+        descriptors: See `run_again`.
+
+    Returns:
+        What was seen; and what went wrong with those of which nothing was.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
+    order = Order(
+        tests=tuple(f"{invocation.root / record.key.module}::{record.key.test}" for record in records),
+        results="",
+        leased=leased,
+        parent_pid=os.getpid(),
+        is_of_worker=_WORKER in os.environ,
+        purpose="profile",
+        descriptors=descriptors,
+    )
+    limit_s = START_LIMIT_S + _PROFILE_PATIENCE * (setup_s + sum(record.duration_s for record in records))
+    finished, found, complaint = obey(order, invocation, limit_s=limit_s)
+    profiles = found.profiles if found else ()
+    missing = {str(record.key) for record in records} - {str(one.key) for one in profiles}
+    if not missing or (finished.code == 0 and not complaint):  # a test may hold nothing that can be profiled
+        return profiles, None
+    what = complaint or f"it {finished.in_words}{_last_words(finished.tail)}"
+    return profiles, f"a fresh process was started to profile {', '.join(sorted(missing)[:3])}, but {what}"
+
+
+def obey(order: Order, invocation: Invocation, *, limit_s: float) -> tuple[Finished, Results | None, str | None]:
+    """Start a fresh process with an order and wait for its end.
+
+    Args:
+        order: Its results go to a file that is made here.
+        invocation: How this process was started.
+        limit_s: After which it is killed.
+
+    Returns:
+        How it ended, what it wrote, and what is wrong with that.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
     with tempfile.TemporaryDirectory(prefix="gpuperf-") as name:
         folder = Path(name)
-        order = Order(
-            tests=tuple(f"{invocation.root / record.key.module}::{record.key.test}" for record in records),
-            results=str(folder / "results.jsonl"),
-            leased=leased,
-            parent_pid=os.getpid(),
-            is_of_worker=_WORKER in os.environ,
-        )
+        order = replace(order, results=str(folder / "results.jsonl"))
         (folder / "order.json").write_bytes(msgspec.json.encode(order))
         finished = run_group(
             _command(invocation),
             timeout_s=limit_s,
             folder=invocation.folder,
-            environment=_environment(invocation, folder / "order.json"),
+            environment={
+                **_environment(invocation, folder / "order.json"),
+                **(_OF_PROFILES if order.purpose == "profile" else {}),
+            },
+            descriptors=order.descriptors,
         )
         found, complaint = _read(folder / "results.jsonl")
-    return grown(records, found, finished, complaint)
+    return finished, found, complaint
 
 
 def _command(invocation: Invocation) -> list[str]:
@@ -199,15 +284,15 @@ def _environment(invocation: Invocation, order: Path) -> dict[str, str]:
     return {**kept, ORDER_VARIABLE: str(order), FAMILY_VARIABLE: str(family)}
 
 
-def _read(path: Path) -> tuple[dict[str, TestRecord], str | None]:
-    """What a fresh process wrote, by test; and what is wrong with the file."""
+def _read(path: Path) -> tuple[Results | None, str | None]:
+    """What a fresh process wrote; and what is wrong with the file."""
     try:
         with path.open("rb") as file:
-            return {str(record.key): record for record in decode_lines(file).tests}, None
+            return decode_lines(file), None
     except FileNotFoundError:
-        return {}, None
+        return None, None
     except (UsageError, OSError) as error:
-        return {}, f"its results cannot be read ({error})"
+        return None, f"its results cannot be read ({error})"
 
 
 def grown(

@@ -8,8 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -18,12 +18,15 @@ from msgspec.structs import replace
 
 from pytest_gpuperf import confirm
 from pytest_gpuperf.confirm import Invocation, unconfirmed
-from pytest_gpuperf.errors import GpuperfError
+from pytest_gpuperf.devices import Device
+from pytest_gpuperf.errors import DeviceError, GpuperfError
 from pytest_gpuperf.judge import is_settled
+from pytest_gpuperf.kernel_store import without_kernels
 from pytest_gpuperf.lease import lease
 from pytest_gpuperf.machine import release_memory
 from pytest_gpuperf.monitor import cool_down
-from pytest_gpuperf.records import TestRecord
+from pytest_gpuperf.options import requirement_of
+from pytest_gpuperf.records import KernelSummary, TestKey, TestRecord
 from pytest_gpuperf.run import Run
 from pytest_gpuperf.runwide import moved_together
 
@@ -91,14 +94,28 @@ class Deferred:
     Args:
         run: What judges them.
         invocation: How this pytest was started.
+        tell: Prints a line at once, when devices have to be waited for.
+        metered: Reads how busy devices are while a `with` statement holds them.
     """
 
-    def __init__(self, run: Run, invocation: Invocation) -> None:
+    def __init__(
+        self,
+        run: Run,
+        invocation: Invocation,
+        *,
+        tell: Callable[[str], None],
+        metered: Callable[[Sequence[Device]], AbstractContextManager[None]],
+    ) -> None:
+        self._tell = tell
+        self._metered = metered
+        self._descriptors: tuple[int, ...] = ()
+        self._alone: set[TestKey] = set()
         self.held: list[Held] = []
         self._run = run
         self._invocation = invocation
         self._setup_s = 0.0
         self._seen: set[str] = set()
+        self._final: dict[TestKey, TestRecord] = {}
 
     def run_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Run a test as pytest does, and keep its report if more runs may change the verdict."""
@@ -109,6 +126,8 @@ class Deferred:
         self._setup_s += setup.duration
         record = item.stash.get(record_key, None)
         can_wait = item.stash[can_wait_key]
+        if record is not None and requirement_of(item).exclusive == "host":
+            self._alone.add(record.key)
         waits = (
             can_wait
             and record is not None
@@ -172,25 +191,94 @@ class Deferred:
     def _settled(self, hashes: tuple[str, ...], records: Sequence[TestRecord]) -> Sequence[TestRecord]:
         run = self._run
         devices = tuple(device for device in run.machine.devices if device.uuid_hash in hashes)
+        if reason := run.quarantine.examine(devices, "before more runs"):
+            return [unconfirmed(record, reason) for record in records]
         release_memory()
 
         def measure(due: Sequence[TestRecord]) -> list[TestRecord]:
             if any(verdict.status == "INVALID" for record in due for verdict in record.verdicts):
                 cool_down(run.machine.nvml, [device.uuid for device in devices if device.kind == "cuda"])
-            again = confirm.run_again(due, self._invocation, leased=hashes, setup_s=self._setup_s)
+            if reason := run.quarantine.examine(devices, "while tests were measured again"):
+                raise DeviceError(reason)
+            again = confirm.run_again(
+                due, self._invocation, leased=hashes, setup_s=self._setup_s, descriptors=self._descriptors
+            )
             return [self._healthy(before, after) for before, after in zip(due, again, strict=True)]
 
         try:
-            with lease([devices]):
-                return confirm.settle(
+            with self._holding(devices, records):
+                settled = confirm.settle(
                     records,
                     is_open=run.is_open,
                     judge=run.judge_again,
                     measure=measure,
                     budget_s=run.settings.budget_s,
                 )
+                slower = [one for one in settled if any(verdict.status == "REGRESSED" for verdict in one.verdicts)]
+                run.profiles |= self._profile(slower)
+                return [run.explained(one) for one in settled]
         except (GpuperfError, OSError) as error:
             return [unconfirmed(record, str(error)) for record in records]
+
+    @contextmanager
+    def _holding(self, devices: tuple[Device, ...], records: Sequence[TestRecord]) -> Iterator[None]:
+        """Hold devices for fresh processes that inherit the locks, as the tests themselves held them."""
+        is_alone = any(record.key in self._alone for record in records)
+        held = lease(
+            [devices],
+            exclusive="host" if is_alone else "gpu",
+            on_wait=lambda words: self._tell(f"gpuperf: measuring {records[0].key.test} again {words}"),
+        )
+        with held as lent, self._metered(devices):
+            self._descriptors = lent.descriptors
+            yield
+
+    def without_kernels(self) -> list[TestRecord]:
+        """The tests whose values become baselines that have no kernels beside them, and that can be profiled."""
+        run, settings = self._run, self._run.settings
+        records = list(({record.key: record for record in run.records} | self._final).values())
+        reason = settings.accept or ("accepted by a patch" if settings.patch else None)
+        try:
+            lacking = without_kernels(settings.baselines, records, accept_reason=reason)
+        except GpuperfError:  # the update fails for the same reason, and says so
+            return []
+        metrics = {record.key: [metric for key, metric in lacking if key == record.key] for record in records}
+        return [record for record in records if run.can_profile(record, metrics[record.key])]
+
+    def profile(self, records: Sequence[TestRecord]) -> list[str]:
+        """Profile tests, all of a set of devices in one fresh process; what was seen, as lines of results.jsonl."""
+        run = self._run
+        sent = set(run.profiles)
+        for hashes in dict.fromkeys(record.devices for record in records):
+            group = [record for record in records if record.devices == hashes]
+            devices = tuple(device for device in run.machine.devices if device.uuid_hash in hashes)
+            release_memory()
+            try:
+                with self._holding(devices, group):
+                    run.profiles |= self._profile(group)
+            except GpuperfError as error:
+                run.notes.append(f"No kernels were recorded: {error}")
+        return run.profile_lines(run.profiles.keys() - sent)
+
+    def _profile(self, records: Sequence[TestRecord]) -> dict[tuple[TestKey, str], KernelSummary]:
+        """What ran in some tests of the same devices, which are held; nothing, and a note, where that fails."""
+        able = [record for record in records if self._run.can_profile(record)]
+        if not able or self._run.settings.budget_s == 0:
+            return {}
+        try:
+            found, problem = confirm.profile(
+                able,
+                self._invocation,
+                leased=able[0].devices,
+                setup_s=self._setup_s,
+                descriptors=self._descriptors,
+            )
+        except OSError as error:
+            found, problem = (), str(error)
+        if problem:
+            self._run.notes.append(f"No kernels were recorded: {problem}")
+        seen = {(one.key, one.metric): one.kernels for one in found}
+        return {entry: kernels for entry, kernels in seen.items() if entry not in self._run.profiles}
 
     def _healthy(self, before: TestRecord, after: TestRecord) -> TestRecord:
         """Drop the last run of a test if the device was unwell in it."""
@@ -201,6 +289,7 @@ class Deferred:
     def _report(self, held: Held, record: TestRecord) -> None:
         """Make the report of a test's call anew, as if it had ended with this verdict, and log all that was kept."""
         item = held.item
+        self._final[record.key] = record
         item.stash[record_key] = record
         item.user_properties[:] = [pair for pair in item.user_properties if not str(pair[0]).startswith("gpuperf.")]
         message = self._run.failure(record)
@@ -259,6 +348,8 @@ def confine(config: pytest.Config, order: confirm.Order) -> None:
         if hasattr(config.option, name):
             setattr(config.option, name, value)
     config.option.gpuperf_json = order.results
+    for descriptor in order.descriptors:  # of locks: only what works for this process inherits them
+        os.set_inheritable(descriptor, False)
     if order.is_of_worker and hasattr(config.option, "benchmark_disable"):
         config.option.benchmark_disable = True  # as pytest-benchmark is in every worker of pytest-xdist
     threading.Thread(target=_end_with, args=(order.parent_pid,), name="gpuperf-parent", daemon=True).start()

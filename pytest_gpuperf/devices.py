@@ -6,11 +6,13 @@ import platform
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import GpuInfo, Nvml
@@ -21,6 +23,7 @@ from pytest_gpuperf.specs import Peaks, architecture_of, computed_peaks, publish
 _PCIE_LANE_GBS = {3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
 
 _LONGEST_SLUG = 100
+_PREFIXES = ("GPU-", "MIG-")
 
 
 class Device(Record, frozen=True, kw_only=True):
@@ -32,6 +35,7 @@ class Device(Record, frozen=True, kw_only=True):
         compute_capability: Such as `9.0`.
         architecture: Such as `Hopper`.
         power_limit_w: Enforced now.
+        parent_uuid: Of the GPU that a MIG instance is a part of.
         peak_flops_per_s: Dense peak by torch dtype name and `tf32`; operations for int8. Without a key: not known.
         peak_bandwidth_bytes_per_s: Of the GPU's own memory.
         pcie_bandwidth_bytes_per_s: In one direction, in theory.
@@ -49,6 +53,7 @@ class Device(Record, frozen=True, kw_only=True):
     l2_bytes: int | None = None
     power_limit_w: float | None = None
     is_mig: bool = False
+    parent_uuid: str | None = None
     peak_flops_per_s: dict[str, float] = msgspec.field(default_factory=dict)
     peak_bandwidth_bytes_per_s: float | None = None
     pcie_bandwidth_bytes_per_s: float | None = None
@@ -62,7 +67,7 @@ class Device(Record, frozen=True, kw_only=True):
     @property
     def uuid_hash(self) -> str:
         """Identity to be published: twelve hex digits of the hashed UUID."""
-        return _hash(self.uuid, 12)
+        return hash_of(self.uuid)
 
     @property
     def vram_gb(self) -> float:
@@ -70,44 +75,89 @@ class Device(Record, frozen=True, kw_only=True):
         return self.memory_bytes / 1e9
 
 
-def visible(gpus: Sequence[GpuInfo], cuda_visible_devices: str | None) -> tuple[GpuInfo, ...]:
+def hash_of(uuid: str) -> str:
+    """Publish the identity of a device: twelve hex digits of the hashed UUID."""
+    return _hash(uuid, 12)
+
+
+def visible(
+    gpus: Sequence[GpuInfo],
+    cuda_visible_devices: str | None,
+    instances: Mapping[str, Sequence[GpuInfo]] = MappingProxyType({}),
+) -> tuple[GpuInfo, ...]:
     """Apply CUDA_VISIBLE_DEVICES as CUDA does (CUDA programming guide, 5.2.1; torch.cuda._parse_visible_devices).
+
+    A GPU in MIG mode stands for its first instance, the only one of it that CUDA shows then; without one, for nothing.
 
     Args:
         gpus: In PCI bus order. CUDA counts so only under CUDA_DEVICE_ORDER=PCI_BUS_ID, if the GPUs differ.
         cuda_visible_devices: `None` is all, `""` none. Indices, or UUIDs that may be cut to a unique prefix; the first
             that is not valid ends the list, and one named twice empties it.
+        instances: UUID of a GPU in MIG mode -> its MIG instances.
 
     Raises:
-        DeviceError: It names a MIG instance.
+        DeviceError: It names a MIG instance in the old way.
     """
-    if cuda_visible_devices is None:
-        return tuple(gpus)
-    entries = [entry.strip() for entry in cuda_visible_devices.split(",")]
-    chosen: list[GpuInfo] = []
-    for entry in entries:
-        gpu = _named(gpus, entry, is_uuid=entries[0].startswith("GPU-"))
-        if gpu is None:
-            break
-        if gpu in chosen:
-            return ()
-        chosen.append(gpu)
-    return tuple(chosen)
+    chosen = _read_list(gpus, cuda_visible_devices, instances).chosen
+    shown = (one for gpu in chosen for one in ([gpu] if not gpu.mig_enabled else instances.get(gpu.uuid, ())[:1]))
+    return tuple(dict.fromkeys(shown))
 
 
 def find_devices(nvml: Nvml | None, *, cuda_visible_devices: str | None) -> tuple[Device, ...]:
-    """List the GPUs to measure on, in torch's order, with their peaks.
+    """List the GPUs and MIG instances to measure on, in torch's order, with their peaks.
 
     Args:
         nvml: `None` where there is no driver: no GPUs.
         cuda_visible_devices: The environment variable, `None` if it is not set.
 
     Raises:
-        DeviceError: A GPU is lost, or CUDA_VISIBLE_DEVICES names a MIG instance.
+        DeviceError: A GPU is lost, or CUDA_VISIBLE_DEVICES names a MIG instance in the old way.
     """
     if nvml is None:
         return ()
-    return tuple(_device(index, info) for index, info in enumerate(visible(nvml.gpus(), cuda_visible_devices)))
+    gpus = nvml.gpus()
+    instances = instances_of(nvml, gpus)
+    parents = {instance.uuid: gpu for gpu in gpus for instance in instances.get(gpu.uuid, ())}
+    found = visible(gpus, cuda_visible_devices, instances)
+    return tuple(_device(index, info, parents.get(info.uuid)) for index, info in enumerate(found))
+
+
+def instances_of(nvml: Nvml, gpus: Sequence[GpuInfo]) -> dict[str, tuple[GpuInfo, ...]]:
+    """Look up the MIG instances of those GPUs that are in MIG mode, by the GPU's UUID.
+
+    Raises:
+        DeviceError: A GPU is lost.
+    """
+    # NVML repeats MIG mode and all else of the GPU for an instance: it shall not be taken for a divided GPU.
+    return {
+        gpu.uuid: tuple(replace(one, mig_enabled=False) for one in nvml.mig_instances(gpu.uuid))
+        for gpu in gpus
+        if gpu.mig_enabled
+    }
+
+
+def hidden(nvml: Nvml, *, cuda_visible_devices: str | None) -> str | None:
+    """Say which entry ends CUDA_VISIBLE_DEVICES, or which GPU is in MIG mode without an instance; `None`: neither.
+
+    Args:
+        nvml: The driver's library.
+        cuda_visible_devices: The environment variable, `None` if it is not set.
+
+    Raises:
+        DeviceError: A GPU is lost, or CUDA_VISIBLE_DEVICES names a MIG instance in the old way.
+    """
+    gpus = nvml.gpus()
+    instances = instances_of(nvml, gpus)
+    read = _read_list(gpus, cuda_visible_devices, instances)
+    empty = [gpu for gpu in read.chosen if gpu.mig_enabled and not instances.get(gpu.uuid)]
+    if read.problem:
+        return f"In CUDA_VISIBLE_DEVICES, {read.problem}"
+    if empty:
+        return (
+            f"GPU {empty[0].index} ({empty[0].name}) is in MIG mode and has no instance: make one with "
+            f"`sudo nvidia-smi mig -i {empty[0].index} -cgi 0 -C`, or turn MIG off: `sudo nvidia-smi -mig 0`."
+        )
+    return None
 
 
 def cpu_device(*, cpuinfo: Path = Path("/proc/cpuinfo")) -> Device:
@@ -153,9 +203,10 @@ def slug(devices: Sequence[Device], label: str | None = None) -> str:
     return f"{text[: _LONGEST_SLUG - 9]}-{_hash(text, 8)}"
 
 
-def _device(index: int, info: GpuInfo) -> Device:
-    spec = spec_of(info)
-    is_mig = bool(info.mig_enabled) or " MIG " in info.name
+def _device(index: int, info: GpuInfo, parent: GpuInfo | None) -> Device:
+    spec = spec_of(parent or info)
+    is_mig = parent is not None or " MIG " in info.name
+    capability = info.compute_capability or (parent.compute_capability if parent else None)
     # An instance has a part of the GPU, and which part NVML does not say of the whole.
     peaks = Peaks() if is_mig else published_peaks(spec) if spec else computed_peaks(info)
     return Device(
@@ -164,12 +215,13 @@ def _device(index: int, info: GpuInfo) -> Device:
         uuid=info.uuid,
         name=info.name,
         memory_bytes=info.memory_bytes,
-        compute_capability=info.compute_capability,
-        architecture=spec.architecture if spec else architecture_of(info.compute_capability),
+        compute_capability=capability,
+        architecture=spec.architecture if spec else architecture_of(capability),
         sm_count=None if is_mig else sm_count_of(info) or (spec.sm_count if spec else None),
         l2_bytes=int(spec.l2_mb * 2**20) if spec and spec.l2_mb and not is_mig else None,
         power_limit_w=info.power_limit_w,
         is_mig=is_mig,
+        parent_uuid=parent.uuid if parent else None,
         peak_flops_per_s=peaks.flops_per_s,
         peak_bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
         pcie_bandwidth_bytes_per_s=_pcie_bandwidth(info),
@@ -182,18 +234,55 @@ def _pcie_bandwidth(info: GpuInfo) -> float | None:
     return lane_gbs * info.pcie_width * 1e9 if lane_gbs and info.pcie_width else None
 
 
-def _named(gpus: Sequence[GpuInfo], entry: str, *, is_uuid: bool) -> GpuInfo | None:
-    if entry.startswith("MIG-"):
+class _List(Record, frozen=True, kw_only=True):
+    """What CUDA_VISIBLE_DEVICES names, and why that is not all of its entries."""
+
+    chosen: tuple[GpuInfo, ...] = ()
+    problem: str | None = None
+
+
+def _read_list(
+    gpus: Sequence[GpuInfo], cuda_visible_devices: str | None, instances: Mapping[str, Sequence[GpuInfo]]
+) -> _List:
+    if cuda_visible_devices is None:
+        return _List(chosen=tuple(gpus))
+    entries = [entry.strip() for entry in cuda_visible_devices.split(",")]
+    known = [*gpus, *(one for gpu in gpus for one in instances.get(gpu.uuid, ()))]
+    chosen: list[GpuInfo] = []
+    for entry in entries:
+        gpu = _named(gpus, known, entry, is_uuid=entries[0].startswith(_PREFIXES))
+        if gpu is None:
+            return _List(chosen=tuple(chosen), problem=_ending(gpus, known, entry, entries))
+        if gpu in chosen:
+            return _List(problem=f"{entry!r} names a GPU a second time, and then CUDA shows none. Name each once.")
+        chosen.append(gpu)
+    return _List(chosen=tuple(chosen))
+
+
+def _named(gpus: Sequence[GpuInfo], known: Sequence[GpuInfo], entry: str, *, is_uuid: bool) -> GpuInfo | None:
+    if entry.startswith("MIG-GPU-"):
         raise DeviceError(
-            f"CUDA_VISIBLE_DEVICES names the MIG instance {entry!r}, and only whole GPUs can be measured. "
-            "Name a GPU by its index or UUID (`nvidia-smi -L`), or turn MIG off (`sudo nvidia-smi -mig 0`)."
+            f"CUDA_VISIBLE_DEVICES names the MIG instance {entry!r} in the way of drivers before 470. "
+            "Name it as `nvidia-smi -L` does: MIG- and a UUID of its own."
         )
     if is_uuid:
-        matches = [gpu for gpu in gpus if entry.startswith("GPU-") and gpu.uuid.startswith(entry)]
+        matches = [gpu for gpu in known if entry.startswith(_PREFIXES) and gpu.uuid.startswith(entry)]
         return matches[0] if len(matches) == 1 else None
     # CUDA reads digits as strtoul does: "1gpu" is 1.
     digits = re.match(r"\+?([0-9]+)", entry)
     return gpus[int(digits[1])] if digits and int(digits[1]) < len(gpus) else None
+
+
+def _ending(gpus: Sequence[GpuInfo], known: Sequence[GpuInfo], entry: str, entries: Sequence[str]) -> str:
+    """Say why an entry ends the list."""
+    ends = f"entry {entries.index(entry) + 1}, {entry!r}, ends the list"
+    matches = sum(entry.startswith(_PREFIXES) and gpu.uuid.startswith(entry) for gpu in known)
+    if matches > 1:
+        return f"{ends}: {matches} UUIDs begin so. Write more of it (`nvidia-smi -L`)."
+    if matches == 1:
+        return f"{ends}: the list began with an index. Write indices only, or UUIDs only."
+    here = f"GPU{'s 0 to ' if gpus[1:] else ' '}{len(gpus) - 1}" if gpus else "no GPU"
+    return f"{ends}: there is no such GPU here, only {here} (`nvidia-smi -L`)."
 
 
 def _words(text: str) -> str:

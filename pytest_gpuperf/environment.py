@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "triton", "vllm", "transformers", "numpy", "pytest-gpuperf
 _BY_IMPORTANCE = ("driver", "cuda", *_PACKAGES[:-1], "python", "cpu", "kernel", "pytest-gpuperf")
 
 
-def collect(devices: Sequence[Device], *, driver: str | None, cuda: str | None) -> Environment:
+def collect(devices: Sequence[Device], *, driver: str | None, cuda: str | None, link: str | None = None) -> Environment:
     """Describe what a test is measured on.
 
     Nothing heavy is imported: versions come from package metadata.
@@ -29,6 +29,7 @@ def collect(devices: Sequence[Device], *, driver: str | None, cuda: str | None) 
         devices: What the test holds; of unlike GPUs, the smallest memory and the lowest power limit count.
         driver: Version of the NVIDIA driver.
         cuda: Newest CUDA version that the driver runs.
+        link: How several devices are connected, see `topology.class_of`.
 
     Raises:
         DeviceError: There are no devices.
@@ -43,6 +44,7 @@ def collect(devices: Sequence[Device], *, driver: str | None, cuda: str | None) 
         memory_bytes=None if is_cpu else min(device.memory_bytes for device in devices),
         power_limit_w=min(limits_w) if len(limits_w) == len(devices) else None,
         is_mig=any(device.is_mig for device in devices),
+        link=link,
     )
     versions = {
         "driver": driver,

@@ -235,6 +235,8 @@ def hardware_differences(now: Hardware, then: Hardware) -> tuple[str, ...]:
         differences.append(f"{now.count} devices, baseline {then.count}")
     if now.is_mig != then.is_mig:
         differences.append(f"{_partition(now)}, baseline {_partition(then)}")
+    if now.link is not None and then.link is not None and now.link != then.link:
+        differences.append(f"connected by {now.link}, baseline {then.link}")
     for what, unit, ours, theirs in (
         ("memory", "B", now.memory_bytes, then.memory_bytes),
         ("power limit", "W", now.power_limit_w, then.power_limit_w),

@@ -1,133 +1,339 @@
 """Exclusive use of devices across the workers of a run and across separate runs on one host.
 
-One process at a time holds the queue lock while it takes all the devices it needs, so nobody ever holds one and waits
-for another, and a test that needs eight GPUs is not overtaken for ever by tests that need one. The locks are `flock`s:
-the kernel frees them when a process dies.
+Whoever wants devices draws a ticket, which names the locks that it wants, and takes no lock that a lower ticket wants:
+a test that needs eight GPUs is not overtaken for ever by tests that need one. It takes all of a set or nothing, so
+nobody holds one device and waits for another. All are `flock`s, tickets too: of a process that was killed nothing is
+left that counts.
 """
 
 import contextlib
 import os
+import pwd
 import stat
 import time
-from collections.abc import Iterator, Sequence
-from inspect import signature
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from pytest_gpuperf.devices import Device
+import msgspec
+
+from pytest_gpuperf.devices import Device, hash_of
 from pytest_gpuperf.errors import DeviceError, LeaseTimeout
+from pytest_gpuperf.locks import is_held, try_lock
+from pytest_gpuperf.records import Record
+from pytest_gpuperf.requirement import Exclusivity
 
-#: How long a test waits for devices that others hold.
+#: How long a test waits for devices that others hold, and when it says so.
 TIMEOUT_S = 3600.0
+FIRST_WORD_S = 30.0
+NEXT_WORD_S = 300.0
 #: Fixed, because runs by ssh, cron and CI have other temporary folders and must exclude each other all the same.
+_SYSTEM_FOLDER = Path("/run/lock/gpuperf")
 _SHARED_FOLDER = Path("/tmp")  # noqa: S108 - the folder in it is checked to be the user's own
 _POLL_S = 0.05
+_QUEUE_POLL_S = 0.005
+_HOST, _QUEUE = "host.lock", "queue.lock"
+_MOST_NAMED = 4
+
+#: Names of lock files -> whether to hold it alone, or shared.
+Claim = Mapping[str, bool]
+
+
+class Lease(Record, frozen=True, kw_only=True):
+    """Devices that this process holds.
+
+    Attributes:
+        devices: In the order of the set that was taken.
+        descriptors: Of the locks. A process that works for this one inherits them (`pass_fds`), so that the devices
+            stay held until both are gone.
+    """
+
+    devices: tuple[Device, ...]
+    descriptors: tuple[int, ...] = ()
+
+
+class Holder(Record, frozen=True, kw_only=True):
+    """Who holds a lock, as it wrote into the file.
+
+    Attributes:
+        test: Node id, or `None` outside a test.
+        since: `2026-11-21 10:12:51 UTC`.
+    """
+
+    pid: int
+    user: str
+    since: str
+    test: str | None = None
+
+    def __str__(self) -> str:
+        """As messages have it: `pid 71 (test_a.py::test_one, alice, since 2026-11-21 10:12:51 UTC)`."""
+        return f"pid {self.pid} ({', '.join(filter(None, (self.test, self.user)))}, since {self.since})"
 
 
 def lock_folder() -> Path:
-    """Folder of the lock files: `$GPUPERF_LOCK_DIR`, else one per user in /tmp.
+    """Folder of the lock files: `$GPUPERF_LOCK_DIR`; else /run/lock/gpuperf if root made it; else one's own in /tmp.
 
-    Runs of different users exclude each other only where an administrator gives them one folder by `GPUPERF_LOCK_DIR`.
+    Runs of different users exclude each other only in a folder that they share, which is one of the first two.
 
     Raises:
-        DeviceError: The folder belongs to somebody else or is a link, so its locks could be tampered with.
+        DeviceError: It is a link, no folder, somebody else's own, or cannot be written to.
     """
-    named = os.environ.get("GPUPERF_LOCK_DIR")
-    if named:
-        try:
-            Path(named).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DeviceError(f"GPUPERF_LOCK_DIR={named} is not a folder to lock in: {error.strerror}.") from None
-        return Path(named)
+    if named := os.environ.get("GPUPERF_LOCK_DIR"):
+        return _checked(_made(Path(named)), f"GPUPERF_LOCK_DIR={named}", "Name another one.")
+    if _is_of_administrator(_SYSTEM_FOLDER):
+        mend = f"Ask for `sudo install -d -m 1777 {_SYSTEM_FOLDER}`, or set GPUPERF_LOCK_DIR."
+        return _checked(_SYSTEM_FOLDER, f"The lock folder {_SYSTEM_FOLDER}", mend)
     folder = _SHARED_FOLDER / f"gpuperf-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise DeviceError(f"The lock folder {folder} is not a folder of yours. Remove it or set GPUPERF_LOCK_DIR.")
+    return _checked(folder, f"The lock folder {folder}", "Run `chmod u+rwx` on it, or set GPUPERF_LOCK_DIR.")
+
+
+def _is_of_administrator(folder: Path) -> bool:
+    """Whether something is there that root, or this user, made: on most systems anybody may make it."""
+    try:
+        return folder.lstat().st_uid in (0, os.getuid())
+    except FileNotFoundError:
+        return False
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeviceError(f"GPUPERF_LOCK_DIR={folder} is not a folder to lock in: {error.strerror}.") from None
     return folder
 
 
+def _checked(folder: Path, what: str, mend: str) -> Path:
+    if folder.is_symlink():
+        raise DeviceError(f"{what} is a link to {folder.resolve()}. {mend}")
+    if not folder.is_dir():
+        raise DeviceError(f"{what} is not a folder. {mend}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DeviceError(f"{what} is not writable for you. {mend}")
+    return folder
+
+
+def lock_path(folder: Path, uuid: str) -> Path:
+    """Name the lock file of a device, in which `holder_of` finds who holds it."""
+    return folder / f"device-{hash_of(uuid)}.lock"
+
+
+def is_free(device: Device, folder: Path) -> bool:
+    """Whether nobody holds a device just now.
+
+    Raises:
+        DeviceError: A lock of it cannot be opened.
+    """
+    return not any(is_held(folder / name) for name in claim_of((device,), "gpu"))
+
+
+def claim_of(devices: Sequence[Device], exclusive: Exclusivity) -> Claim:
+    """List the locks of a lease: the host's, shared unless it is wanted alone, and each device's own.
+
+    A MIG instance shares its GPU with the other instances, and excludes who wants the whole.
+    """
+    claim = {_HOST: exclusive == "host"}
+    claim |= {lock_path(Path(), device.parent_uuid).name: False for device in devices if device.parent_uuid}
+    return claim | {lock_path(Path(), device.uuid).name: True for device in devices}
+
+
 @contextlib.contextmanager
-def lease(
-    sets: Sequence[tuple[Device, ...]], *, folder: Path | None = None, timeout_s: float = TIMEOUT_S
-) -> Iterator[tuple[Device, ...]]:
+def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
+    sets: Sequence[tuple[Device, ...]],
+    *,
+    exclusive: Exclusivity = "gpu",
+    folder: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
+    on_wait: Callable[[str], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Lease]:
     """Hold one set of devices exclusively: all of it or nothing.
 
     Args:
         sets: Those that would do, in order of preference; at least one.
+        exclusive: `host`: nobody else may hold any device meanwhile.
         folder: Where the lock files are; `None`: `lock_folder()`.
         timeout_s: How long to wait for others.
+        on_wait: Is told after 30 s, and every 5 min from then on, what is waited for and who holds it.
+        clock: Seconds from any start.
+        sleep: Waits for some seconds.
 
     Raises:
-        LeaseTimeout: None became free in time; the message names who held them last.
+        LeaseTimeout: None became free in time; the message names who holds them.
+        DeviceError: A lock cannot be opened.
     """
-    folder = folder or lock_folder()
-    end_s = time.monotonic() + timeout_s
+    place = folder or lock_folder()
+    claims = [claim_of(devices, exclusive) for devices in sets]
+    wait = _Wait(timeout_s, on_wait or (lambda _: None), clock, sleep)
+    wanted = f"{_described(sets)}{' and the host to itself' if exclusive == 'host' else ''}"
     with contextlib.ExitStack() as held:
+        with _ticket(place, claims, wait) as number:
+            while (taken := _take_any(claims, _earlier(place, number), place, held)) is None:
+                wait.pause(lambda: f"{wanted}: {_reason(claims, place, number)}")
+        index, descriptors = taken
+        yield Lease(devices=sets[index], descriptors=descriptors)
+
+
+class _Wait:
+    """How long a lease has waited, what it says meanwhile, and when it gives up."""
+
+    def __init__(
+        self,
+        timeout_s: float,
+        tell: Callable[[str], None],
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._tell, self._clock, self._sleep = tell, clock, sleep
+        self._begin_s = clock()
+        self._next_word_s = FIRST_WORD_S
+
+    def pause(self, explain: Callable[[], str], poll_s: float = _POLL_S) -> None:
+        waited_s = self._clock() - self._begin_s
+        if waited_s >= self._timeout_s:
+            raise LeaseTimeout(f"No device became free in {waited_s:.3g} s. Wanted {explain()} Wait for it or end it.")
+        if waited_s >= self._next_word_s:
+            self._next_word_s = waited_s + NEXT_WORD_S
+            self._tell(f"has waited {waited_s:.0f} s for {explain()}")
+        self._sleep(poll_s)
+
+
+@contextlib.contextmanager
+def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
+    """Draw the next number and keep it; a number is above those of all that wait."""
+    busy = f"a ticket: {place / _QUEUE} is held, which `fuser -v` explains."
+    with contextlib.ExitStack() as ours:
         with contextlib.ExitStack() as queue:
-            while not _try_lock(folder / "queue.lock", queue):
-                _wait_until(end_s, folder / "queue.lock", sets)
-            _sign(folder / "queue.lock")
-            while (taken := _take_any(sets, folder, held)) is None:
-                _wait_until(end_s, _first_held(sets[0], folder), sets)
-            for device in taken:
-                _sign(_lock_path(folder, device))
-        yield taken
+            while try_lock(place / _QUEUE, queue) is None:
+                queue.close()
+                wait.pause(lambda: busy, _QUEUE_POLL_S)
+            _remove_dead(place)
+            number = max(_tickets(place), default=0) + 1
+            path = place / f"ticket-{number:012}"
+            descriptor = try_lock(path, ours)
+            assert descriptor is not None, "nobody else makes tickets while this process holds the queue"
+            ours.callback(path.unlink, missing_ok=True)  # before it is closed: then its number may be drawn again
+            os.pwrite(descriptor, msgspec.json.encode(_all_of(claims)), 0)
+        yield number
+
+
+def _all_of(claims: Sequence[Claim]) -> Claim:
+    """Every lock that one of the claims wants: alone, if one wants it so."""
+    names = {name for claim in claims for name in claim}
+    return {name: any(claim.get(name, False) for claim in claims) for name in sorted(names)}
+
+
+def _tickets(place: Path) -> dict[int, Path]:
+    return {int(path.name[7:]): path for path in sorted(place.glob("ticket-*")) if path.name[7:].isdecimal()}
+
+
+def _remove_dead(place: Path) -> None:
+    """Remove the tickets of processes that are gone. Only who holds the queue may: a new one is not locked at once."""
+    for path in _tickets(place).values():
+        if not is_held(path):
+            with contextlib.suppress(OSError):  # another user's, in a folder like /tmp: it does not count all the same
+                path.unlink()
+
+
+def _earlier(place: Path, number: int) -> list[Claim]:
+    """What those want who drew a lower ticket and are alive."""
+    return [_wanted_by(path) for other, path in _tickets(place).items() if other < number and is_held(path)]
+
+
+def _wanted_by(ticket: Path) -> Claim:
+    try:
+        return msgspec.json.decode(ticket.read_bytes(), type=dict[str, bool])
+    except (OSError, msgspec.MsgspecError):  # it has just gone, and the next look will find so
+        return {_HOST: True}
+
+
+def _clash(one: Claim, other: Claim) -> bool:
+    return any(one[name] or other[name] for name in one.keys() & other.keys())
 
 
 def _take_any(
-    sets: Sequence[tuple[Device, ...]], folder: Path, held: contextlib.ExitStack
-) -> tuple[Device, ...] | None:
-    """Lock the first set that is free as a whole."""
-    for devices in sets:
-        with contextlib.ExitStack() as attempt:
-            if all(_try_lock(_lock_path(folder, device), attempt) for device in devices):
-                held.push(attempt.pop_all())
-                return devices
+    claims: Sequence[Claim], earlier: Sequence[Claim], place: Path, held: contextlib.ExitStack
+) -> tuple[int, tuple[int, ...]] | None:
+    """Lock the first claim that is free as a whole, and that nobody waits for who came earlier."""
+    for index, claim in enumerate(claims):
+        if any(_clash(claim, other) for other in earlier):
+            continue
+        found = _take(claim, place, held)
+        if found is not None:
+            return index, found
+        held.close()
     return None
 
 
-def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
-    from filelock import FileLock, Timeout
+def _take(claim: Claim, place: Path, held: contextlib.ExitStack) -> tuple[int, ...] | None:
+    descriptors = []
+    for name, is_alone in claim.items():
+        descriptor = try_lock(place / name, held, is_shared=not is_alone)
+        if descriptor is None:
+            return None
+        descriptors.append(descriptor)
+    for descriptor, is_alone in zip(descriptors, claim.values(), strict=True):
+        if is_alone:
+            _sign(descriptor)
+    return tuple(descriptors)
 
-    options: dict[str, Any] = (
-        {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock).parameters else {}
-    )
-    lock = FileLock(path, thread_local=False, mode=0o666, **options)
+
+def _sign(descriptor: int) -> None:
+    """Write down who holds a lock, for whoever waits for it."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] or None
+    since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    text = msgspec.json.encode(Holder(pid=os.getpid(), user=_user(), since=since, test=test))
+    with contextlib.suppress(OSError):  # a full disk is no reason not to measure
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+
+
+def _user() -> str:
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    except (OSError, NotImplementedError) as error:  # the latter is filelock's word for no flock here
-        raise DeviceError(
-            f"{path} cannot be locked: {error}. Set GPUPERF_LOCK_DIR to a folder on a local disk."
-        ) from error
-    stack.callback(lock.release)
-    return True
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container that runs under a number alone
+        return f"user {os.getuid()}"
 
 
-def _sign(path: Path) -> None:
-    """Write down who holds a lock, for whoever waits for it; renamed, because the last one may be another user's."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(f"pid {os.getpid()}, {os.environ.get('PYTEST_CURRENT_TEST', 'no test')}\n")
-    temporary.replace(path.with_suffix(".holder"))
+def holder_of(path: Path) -> Holder | None:
+    """Read who holds a lock file, or held it last; `None`: nobody known."""
+    try:
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(4096), type=Holder)
+    except (OSError, msgspec.MsgspecError):
+        return None
 
 
-def _first_held(devices: tuple[Device, ...], folder: Path) -> Path:
-    paths = [_lock_path(folder, device) for device in devices]
-    with contextlib.ExitStack() as stack:
-        return next((path for path in paths if not _try_lock(path, stack)), paths[0])
+def _reason(claims: Sequence[Claim], place: Path, number: int) -> str:
+    """Why a lease waits: who holds what it wants, and how many came earlier."""
+    names = dict.fromkeys(name for claim in claims for name in claim)
+    paths = [place / name for name in names if is_held(place / name)]
+    if not paths:  # the host, or a GPU, is shared by those who hold something of it
+        paths = [path for path in sorted(place.glob("device-*.lock")) if is_held(path)]
+    holders = dict.fromkeys(_words_on_holder(path) for path in paths)
+    named = ", ".join(list(holders)[:_MOST_NAMED]) or "nobody any more"
+    more = f" and {len(holders) - _MOST_NAMED} more" if len(holders) > _MOST_NAMED else ""
+    ahead = sum(_clash(_all_of(claims), theirs) for theirs in _earlier(place, number))
+    queue = f"; {ahead} wait{'s' * (ahead == 1)} before it" if ahead else ""
+    return f"held by {named}{more}{queue}."
 
 
-def _wait_until(end_s: float, path: Path, sets: Sequence[tuple[Device, ...]]) -> None:
-    if time.monotonic() >= end_s:
-        holder = path.with_suffix(".holder")
-        who = holder.read_text().strip() if holder.exists() else "nobody known"
-        names = ", ".join(sorted({device.name for devices in sets for device in devices}))
-        raise LeaseTimeout(f"No device became free in time ({names}). Last holder: {who}. Wait for it or end it.")
-    time.sleep(_POLL_S)
+def _words_on_holder(path: Path) -> str:
+    holder = holder_of(path)
+    if holder is None:
+        return f"somebody unknown (`fuser -v {path}`)"
+    if Path("/proc/self").exists() and not Path(f"/proc/{holder.pid}").exists():
+        return f"{holder}, which has ended or runs in another container; what it left is shown by `fuser -v {path}`"
+    return str(holder)
 
 
-def _lock_path(folder: Path, device: Device) -> Path:
-    return folder / f"device-{device.uuid_hash}.lock"
+def _described(sets: Sequence[tuple[Device, ...]]) -> str:
+    names = " or ".join(sorted({device.name for devices in sets for device in devices}))
+    return names if len(sets[0]) == 1 else f"{len(sets[0])} x {names}"

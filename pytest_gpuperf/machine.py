@@ -3,18 +3,22 @@
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Literal
 
-from pytest_gpuperf.devices import Device, cpu_device, find_devices
+from pytest_gpuperf.assignment import ORDER, VISIBLE, assigned
+from pytest_gpuperf.devices import Device, cpu_device, find_devices, hidden, instances_of
 from pytest_gpuperf.environment import collect
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import Nvml, open_nvml
+from pytest_gpuperf.profiling import Profiler
 from pytest_gpuperf.records import Environment
 from pytest_gpuperf.stopwatches import stopwatch_of
 from pytest_gpuperf.timing import Call, Stopwatch
+from pytest_gpuperf.topology import class_of, links_between
+from pytest_gpuperf.vitals import Vitals
 
 
 class Machine:
@@ -25,6 +29,7 @@ class Machine:
         nvml: A driver to use instead of the real one, for tests.
         make_stopwatch: A clock to use instead of the real ones, for tests.
         anchors: Calls to measure instead of the real anchors, by name, for tests; with a clock given, none by default.
+        profiler: Instead of torch's, for tests; with a clock given, none by default.
     """
 
     def __init__(
@@ -34,7 +39,9 @@ class Machine:
         nvml: Nvml | None = None,
         make_stopwatch: Callable[[Device], Stopwatch] | None = None,
         anchors: Mapping[str, Call] | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
+        self.given_profiler = profiler
         self._choice = choice
         self._given_nvml = nvml
         self._make_stopwatch = make_stopwatch
@@ -55,16 +62,48 @@ class Machine:
             return None
 
     @cached_property
+    def vitals(self) -> Vitals | None:
+        """What hears the errors of the GPUs' hardware, from a GPU's first test on; `None` without a driver."""
+        return Vitals(self.nvml) if self.nvml else None
+
+    @cached_property
     def gpus(self) -> tuple[Device, ...]:
         """GPUs that this process may see, in torch's order."""
         if self.nvml is None:
             return ()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = os.environ.get(VISIBLE)
         found = find_devices(self.nvml, cuda_visible_devices=visible)
         if not found:
-            hidden = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
-            self.gpu_problem = f"The driver shows no GPU{hidden}."
+            set_to = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+            self.gpu_problem = " ".join(filter(None, (f"The driver shows no GPU{set_to}.", self.hidden)))
         return found
+
+    @cached_property
+    def hidden(self) -> str | None:
+        """Which entry ends CUDA_VISIBLE_DEVICES, or which GPU has no MIG instance; `None`: all that is named is there.
+
+        Raises:
+            DeviceError: A GPU is lost.
+        """
+        return hidden(self.nvml, cuda_visible_devices=os.environ.get(VISIBLE)) if self.nvml else None
+
+    def adopt_assignment(self, environment: MutableMapping[str, str]) -> None:
+        """Let CUDA show only the GPUs that the outer world gave to this process; before anything looks for GPUs.
+
+        Args:
+            environment: Of this process; CUDA_VISIBLE_DEVICES is set if it is not, and other variables narrow it.
+
+        Raises:
+            DeviceError: A GPU is lost.
+        """
+        if self.nvml is None:
+            return
+        gpus = self.nvml.gpus()
+        parts = [one.uuid for instances in instances_of(self.nvml, gpus).values() for one in instances]
+        ours = assigned(environment, [*(gpu.uuid for gpu in gpus), *parts])
+        if ours is not None:
+            environment[VISIBLE] = ",".join(ours)
+            environment.setdefault(ORDER, "PCI_BUS_ID")
 
     @cached_property
     def devices(self) -> tuple[Device, ...]:
@@ -93,7 +132,7 @@ class Machine:
         """Hardware and versions that a result on these devices is taken with."""
         driver = self.nvml.driver_version() if self.nvml else None
         cuda = self.nvml.cuda_version() if self.nvml else None
-        return collect(devices, driver=driver, cuda=cuda)
+        return collect(devices, driver=driver, cuda=cuda, link=class_of(devices, links_between(devices, self.nvml)))
 
     def stopwatch(self, device: Device) -> Stopwatch:
         """The clock of a device.
@@ -106,6 +145,11 @@ class Machine:
         if device.kind == "cuda":
             check_torch(device)
         return stopwatch_of(device.kind, device.index)
+
+    @property
+    def can_profile(self) -> bool:
+        """Whether what this process measured may have kernels: torch was there, and the clock is no fake."""
+        return self.given_profiler is not None or (self._make_stopwatch is None and "torch" in sys.modules)
 
     def current(self, device: Device) -> AbstractContextManager[object]:
         """Make a device torch's current one, so that work sent to plain `"cuda"` goes to the device that was leased."""

@@ -1,10 +1,11 @@
 """Telemetry of a region: counters before and after, a reading every 100 ms between, and what it says of the health.
 
-Whoever else is on the device is looked at before, about once a second, and after; processes that come and go between
-two looks are not seen.
+Whoever else is on the device, and the hardware's own errors, are looked at before, about once a second, and after;
+processes that come and go between two looks are not seen.
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -12,14 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+import msgspec
+
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import GpuSample, GpuState, Nvml
-from pytest_gpuperf.records import Telemetry
-from pytest_gpuperf.units import format_percent
+from pytest_gpuperf.records import Kind, Telemetry
+from pytest_gpuperf.sickness import sickness
+from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.vitals import Signs, Vitals, Window
 
 #: NVML refreshes power and energy about every 100 ms.
 SAMPLE_EVERY_S = 0.1
-#: Other processes are looked for less often: the list of them takes the driver longer than all the rest.
+#: Other processes and the hardware's errors are looked for less often: with what is asked of /proc, they take longer.
 LOOK_EVERY_S = 1.0
 #: A shorter window holds too few updates of the energy counter to divide by (zeus: 100 ms; 50 of them are ±2 %).
 ENERGY_FROM_S = 5.0
@@ -27,6 +32,14 @@ ENERGY_FROM_S = 5.0
 UNHEALTHY_SHARE = 0.01
 #: NVBench discards samples below this fraction of the usual clock; so do we.
 CLOCK_FLOOR = 0.75
+#: More memory in use than this before a test began is somebody's, and not the driver's own.
+FOREIGN_FROM_BYTES = 200 * 2**20
+#: What measures the link to the host.
+_OVER_PCIE = ("transfer", "host")
+#: Opened by whoever uses CUDA, and not by NVML.
+_CUDA_FILE = "/dev/nvidia-uvm"
+#: Libraries that hold memory of a GPU without torch's knowledge.
+_CUDA_LIBRARIES = ("cupy", "jax", "numba.cuda", "pycuda", "tensorflow")
 #: A device that has come down by this much, or to this temperature, has cooled.
 FALL_C, COOL_C = 10.0, 60.0
 _COUNTERS = ("sw_thermal_s", "hw_thermal_s", "power_brake_s")
@@ -43,6 +56,8 @@ class Monitor:
     Args:
         nvml: The driver's library, or `None` where there is none: then only the duration is known.
         uuids: Devices to watch.
+        vitals: What hears the errors of the hardware between measurements, too; `None`: those during this one alone.
+        foreign_memory_bytes: See `foreign_memory_bytes`.
 
     Raises:
         DeviceError: A device was lost; from entering or leaving the region.
@@ -53,9 +68,19 @@ class Monitor:
     True
     """
 
-    def __init__(self, nvml: Nvml | None, uuids: Sequence[str]) -> None:
+    def __init__(
+        self,
+        nvml: Nvml | None,
+        uuids: Sequence[str],
+        *,
+        vitals: Vitals | None = None,
+        foreign_memory_bytes: int | None = None,
+    ) -> None:
         self._nvml = nvml
         self._uuids = tuple(uuids) if nvml else ()
+        self._vitals = vitals or (Vitals(nvml) if nvml else None)
+        self._window: Window | None = None
+        self._foreign_memory_bytes = foreign_memory_bytes
         self._stop = threading.Event()
         self._samples: list[GpuSample] = []
         self._others: set[int] = set()
@@ -64,7 +89,8 @@ class Monitor:
 
     def __enter__(self) -> Self:
         self._before = self._states()
-        self._look(self._before)
+        self._note(state.process_pids for state in self._before)
+        self._window = Window(self._vitals, self._uuids) if self._vitals else None
         self._sampler = threading.Thread(target=self._sample_until_stopped, name="gpuperf-monitor", daemon=True)
         if self._uuids:
             self._sampler.start()
@@ -81,8 +107,15 @@ class Monitor:
         if error is None and self._error is not None:
             raise self._error
         if error is None:
-            after = self._states()
-            self._telemetry = summarize(self._before, after, self._samples, duration_s, others=self._others)
+            self._telemetry = summarize(
+                self._before,
+                self._states(),
+                self._samples,
+                duration_s,
+                others=self._others,
+                signs=self._window.end() if self._window else None,
+                foreign_memory_bytes=self._foreign_memory_bytes,
+            )
 
     @property
     def telemetry(self) -> Telemetry:
@@ -98,9 +131,9 @@ class Monitor:
     def _states(self) -> tuple[GpuState, ...]:
         return tuple(self._nvml.state(uuid) for uuid in self._uuids) if self._nvml else ()
 
-    def _look(self, states: Sequence[GpuState]) -> None:
+    def _note(self, pids: Iterable[tuple[int, ...] | None]) -> None:
         """Note who else is there while they can still be told from the host's process ids, which do not exist here."""
-        self._others.update(_other_processes(states) or ())
+        self._others.update(_others_among(pids) or ())
 
     def _sample_until_stopped(self) -> None:
         look_s = time.perf_counter() + LOOK_EVERY_S
@@ -109,18 +142,22 @@ class Monitor:
                 self._samples.extend(self._nvml.sample(uuid) for uuid in self._uuids)
                 if time.perf_counter() >= look_s:
                     look_s += LOOK_EVERY_S
-                    self._look(self._states())
+                    self._note(self._nvml.process_pids(uuid) for uuid in self._uuids)
+                    if self._window:
+                        self._window.look()
         except DeviceError as error:  # raised on leaving the region: in a thread of its own nobody would see it
             self._error = error
 
 
-def summarize(
+def summarize(  # noqa: PLR0913 - what was read, each by its name
     before: Sequence[GpuState],
     after: Sequence[GpuState],
     samples: Sequence[GpuSample],
     duration_s: float,
     *,
     others: Collection[int] = (),
+    signs: Signs | None = None,
+    foreign_memory_bytes: int | None = None,
 ) -> Telemetry:
     """Condense counters and samples of one or more devices.
 
@@ -132,6 +169,8 @@ def summarize(
         samples: Of all devices, taken in between.
         duration_s: Time between before and after.
         others: Other processes that were seen meanwhile.
+        signs: Of the hardware.
+        foreign_memory_bytes: See the function of that name.
     """
     devices = max(len(after), 1)
     readings = samples or [
@@ -152,16 +191,47 @@ def summarize(
         hw_thermal_share=_share("hw_thermal_s", before, after, duration_s),
         power_brake_share=_share("power_brake_s", before, after, duration_s),
         other_process_pids=_united(others, _other_processes([*before, *after])),
+        foreign_memory_bytes=foreign_memory_bytes,
+        **msgspec.structs.asdict(signs or Signs()),
     )
 
 
-def health(telemetry: Telemetry, *, usual_clock_mhz: float | None = None) -> str | None:
+def foreign_memory_bytes(nvml: Nvml | None, uuids: Sequence[str]) -> int | None:
+    """Memory in use on the fullest device, if it can be nobody's of this process or its family; else `None`.
+
+    To be asked before a test's body runs. A process that has used CUDA holds memory itself, and how much of it NVML
+    does not tell apart; such a process, child, or other worker of this run makes the answer `None`.
+
+    Raises:
+        DeviceError: A device is lost.
+    """
+    if nvml is None or not uuids or _uses_cuda() or any(_has_cuda_open(pid) for pid in _relatives()):
+        return None
+    return _largest(nvml.usage(uuid).memory_used_bytes for uuid in uuids)
+
+
+def health(telemetry: Telemetry, *, usual_clock_mhz: float | None = None, kind: Kind | None = None) -> str | None:
     """Say why a result taken under this telemetry is not the code's, or `None` if the device was well.
 
     Args:
         telemetry: Of the measurement.
         usual_clock_mhz: Mean SM clock of the baseline's runs.
+        kind: What the result depends on: the link to the host matters to `transfer` and `host` alone.
     """
+    return _illness(telemetry) or _disturbance(telemetry) or _narrowness(telemetry, usual_clock_mhz, kind)
+
+
+def _illness(telemetry: Telemetry) -> str | None:
+    """What makes the GPU unfit for the rest of a run, too."""
+    return telemetry.sickness or sickness(
+        xids=telemetry.xids or (),
+        ecc_uncorrected=telemetry.ecc_uncorrected,
+        has_remap_failed=telemetry.has_remap_failed,
+    )
+
+
+def _disturbance(telemetry: Telemetry) -> str | None:
+    """What passes by itself: heat, the power supply, somebody else."""
     causes = (
         ("thermal slowdown by the hardware", telemetry.hw_thermal_share),
         ("thermal slowdown by the driver", telemetry.sw_thermal_share),
@@ -173,18 +243,43 @@ def health(telemetry: Telemetry, *, usual_clock_mhz: float | None = None) -> str
     if telemetry.other_process_pids:
         pids = ", ".join(map(str, telemetry.other_process_pids))
         return f"another process used the GPU (pid {pids})"
+    foreign_bytes = telemetry.foreign_memory_bytes
+    if foreign_bytes is not None and foreign_bytes > FOREIGN_FROM_BYTES:
+        return (
+            f"other memory in use: {format_value(foreign_bytes, 'B')} of the GPU when the test began "
+            "(`nvidia-smi` may name the process; end it, or use another GPU)"
+        )
+    return None
+
+
+def _narrowness(telemetry: Telemetry, usual_clock_mhz: float | None, kind: Kind | None) -> str | None:
+    """What stays until somebody changes it: a clock, a link."""
     clock_mhz = telemetry.sm_clock_mhz
     if clock_mhz and usual_clock_mhz and clock_mhz < CLOCK_FLOOR * usual_clock_mhz:
         return f"the SM clock was {clock_mhz:.0f} MHz, {usual_clock_mhz:.0f} MHz in the baseline"
-    return None
+    return _narrow_link(telemetry) if kind in _OVER_PCIE else None
+
+
+def _narrow_link(telemetry: Telemetry) -> str | None:
+    generation, width = telemetry.pcie_generation, telemetry.pcie_width
+    most_generation, most_width = telemetry.pcie_most_generation, telemetry.pcie_most_width
+    if not (generation and width and most_generation and most_width):
+        return None
+    if generation >= most_generation and width >= most_width:
+        return None
+    return (
+        f"the PCIe link ran as Gen {generation} x{width}, and GPU and slot can do Gen {most_generation} x{most_width} "
+        "(look at `nvidia-smi -q -d PCIE` and `sudo dmesg | grep -i pcie`; reseat the GPU)"
+    )
 
 
 def is_passing(telemetry: Telemetry) -> bool:
     """Whether what made the device unwell passes by itself, so that it is worth `cool_down` and another measurement.
 
-    Heat, a power brake and another process pass. A clock that is low without them does not: somebody has set it.
+    Heat, a power brake and another process pass. A clock that is low without them does not: somebody has set it; nor
+    does what a reset or a repair has to mend.
     """
-    return health(telemetry) is not None  # which asks for no clock, if it does not know the usual one
+    return _illness(telemetry) is None and _disturbance(telemetry) is not None
 
 
 def cool_down(
@@ -260,14 +355,19 @@ def _united(others: Collection[int], found: tuple[int, ...] | None) -> tuple[int
     return tuple(sorted({*others, *(found or ())})) if others or found is not None else None
 
 
-def _other_processes(states: Sequence[GpuState]) -> tuple[int, ...] | None:
+def _other_processes(states: Iterable[GpuState]) -> tuple[int, ...] | None:
+    return _others_among(state.process_pids for state in states)
+
+
+def _others_among(pids: Iterable[tuple[int, ...] | None]) -> tuple[int, ...] | None:
     """Processes on the device that are neither we nor of our family; `None` where the driver does not tell.
 
     A container sees the host's process ids, which say nothing about who is who: such a pid does not exist here.
     """
-    known = [pid for state in states if state.process_pids is not None for pid in state.process_pids]
-    if not known and all(state.process_pids is None for state in states):
+    told = [one for one in pids if one is not None]
+    if not told:
         return None
+    known = [pid for one in told for pid in one]
     return tuple(sorted({pid for pid in known if Path(f"/proc/{pid}").exists() and not _is_family(pid)}))
 
 
@@ -278,6 +378,50 @@ def _is_family(pid: int) -> bool:
     if FAMILY_VARIABLE in os.environ:
         roots.append(int(os.environ[FAMILY_VARIABLE]))
     return pid in own or bool(set(_ancestors(pid)) & set(roots))
+
+
+def _uses_cuda() -> bool:
+    """Whether this process may hold memory of a GPU; torch alone can say that it does not."""
+    if any(name in sys.modules for name in _CUDA_LIBRARIES):
+        return True
+    torch = sys.modules.get("torch")
+    return bool(torch.cuda.is_initialized()) if torch else _has_cuda_open(os.getpid())
+
+
+def _relatives() -> set[int]:
+    """The living children of this process, and theirs; in a run of several processes all that belong to it."""
+    own = os.getpid()
+    roots = {os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else own}
+    roots |= {int(os.environ[FAMILY_VARIABLE])} if FAMILY_VARIABLE in os.environ else set()
+    found, due = set(roots), list(roots)
+    while due:
+        children = _children(due.pop()) - found
+        found |= children
+        due += children
+    return found - {own}
+
+
+def _children(pid: int) -> set[int]:
+    try:
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it has ended
+        return set()
+    return {int(child) for text in lists for child in text.split()}
+
+
+def _has_cuda_open(pid: int) -> bool:
+    try:
+        files = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # it has ended
+        return False
+    return any(_target(path) == _CUDA_FILE for path in files)
+
+
+def _target(link: Path) -> str | None:
+    try:
+        return str(link.readlink())
+    except OSError:  # it was closed meanwhile
+        return None
 
 
 def _ancestors(pid: int) -> list[int]:

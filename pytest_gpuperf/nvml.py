@@ -149,7 +149,6 @@ class GpuUsage(Record, frozen=True, kw_only=True):
     Attributes:
         busy_share: Share of the driver's last sampling period, 1/6 s to 1 s, in which a kernel ran; one warp counts.
         memory_busy_share: Share of it in which memory was read or written; no measure of bandwidth.
-        energy_j: See `GpuState`.
         holds: What holds the clock down now, in words; nothing: `()`.
     """
 
@@ -160,7 +159,6 @@ class GpuUsage(Record, frozen=True, kw_only=True):
     busy_share: float | None = None
     memory_busy_share: float | None = None
     memory_used_bytes: int | None = None
-    energy_j: float | None = None
     holds: tuple[str, ...] | None = None
 
 
@@ -204,10 +202,16 @@ class Nvml(Protocol):
         """Read clock, power and temperature: three calls."""
 
     def state(self, uuid: str) -> GpuState:
-        """Read everything that changes."""
+        """Read everything that changes: 5 ms of a CPU on an H200, nearly all of them for the energy."""
 
     def usage(self, uuid: str) -> GpuUsage:
-        """Read what a live view shows."""
+        """Read what a live view shows: seven cheap calls."""
+
+    def energy_j(self, uuid: str) -> float | None:
+        """Read the energy counter, see `GpuState`: 4 ms of a CPU on an H200, so to be asked seldom."""
+
+    def process_pids(self, uuid: str) -> tuple[int, ...] | None:
+        """List the processes with a compute context, see `GpuState`: one cheap call."""
 
     def condition(self, uuid: str) -> GpuCondition:
         """Read how healthy the hardware is."""
@@ -292,12 +296,11 @@ class _DriverNvml:
         now, nvml = self.sample(uuid), self._pynvml
         power_cap, sync_boost, sw_thermal, hw_thermal, power_brake = self._slowdowns_s(uuid)
         memory = self._read(uuid, "nvmlDeviceGetMemoryInfo", nvml.nvmlMemory_v2)
-        processes = self._read(uuid, "nvmlDeviceGetComputeRunningProcesses_v3")
         return GpuState(
             sm_clock_mhz=now.sm_clock_mhz,
             memory_clock_mhz=_scaled(self._read(uuid, "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM), 1),
             power_w=now.power_w,
-            energy_j=_scaled(self._read(uuid, "nvmlDeviceGetTotalEnergyConsumption"), 1e-3),
+            energy_j=self.energy_j(uuid),
             temperature_c=now.temperature_c,
             memory_used_bytes=None if memory is None else int(memory.used),
             power_cap_s=power_cap,
@@ -305,8 +308,15 @@ class _DriverNvml:
             sw_thermal_s=sw_thermal,
             hw_thermal_s=hw_thermal,
             power_brake_s=power_brake,
-            process_pids=None if processes is None else tuple(sorted(process.pid for process in processes)),
+            process_pids=self.process_pids(uuid),
         )
+
+    def energy_j(self, uuid: str) -> float | None:
+        return _scaled(self._read(uuid, "nvmlDeviceGetTotalEnergyConsumption"), 1e-3)
+
+    def process_pids(self, uuid: str) -> tuple[int, ...] | None:
+        processes = self._read(uuid, "nvmlDeviceGetComputeRunningProcesses_v3")
+        return None if processes is None else tuple(sorted(process.pid for process in processes))
 
     def has_nvlink(self, uuid_a: str, uuid_b: str) -> bool | None:
         nvml = self._pynvml
@@ -326,7 +336,6 @@ class _DriverNvml:
             busy_share=None if rates is None else rates.gpu / 100,
             memory_busy_share=None if rates is None else rates.memory / 100,
             memory_used_bytes=None if memory is None else int(memory.used),
-            energy_j=_scaled(self._read(uuid, "nvmlDeviceGetTotalEnergyConsumption"), 1e-3),
             holds=_holds(self._read(uuid, self._name_of_reasons())),
         )
 
@@ -432,7 +441,7 @@ class _DriverNvml:
             return (None,) * len(_SLOWDOWN_FIELDS)
         for field in fields:
             if field.nvmlReturn in _LOST:
-                raise _lost(self._labels.get(uuid, f"GPU {uuid}"), field.nvmlReturn)
+                raise loss(self._labels.get(uuid, f"GPU {uuid}"), field.nvmlReturn)
         return tuple(field.value.ullVal * 1e-9 if field.nvmlReturn == 0 else None for field in fields)
 
     def _handle(self, uuid: str) -> Any:
@@ -460,11 +469,17 @@ class _DriverNvml:
 
 def _device_error(who: str, function: str, error: Any) -> DeviceError:
     if error.value in _LOST:
-        return _lost(who, error.value)
+        return loss(who, error.value)
     return DeviceError(f"{who}: {function} failed: {error} (code {error.value}). Run `nvidia-smi` to see its state.")
 
 
-def _lost(who: str, code: int) -> DeviceError:
+def loss(who: str, code: int = 15) -> DeviceError:
+    """Make the error of a GPU that cannot be used any more.
+
+    Args:
+        who: The GPU, as `GPU 0 (NVIDIA H100 80GB HBM3, GPU-...)`.
+        code: NVML's: 15 fell off the bus, 16 needs a reset, 28 is gone.
+    """
     return DeviceError(
         f"{who} {_LOST[code]}. What was measured on it is not valid. Look for Xid lines with `sudo dmesg | grep Xid`, "
         "take the GPU out of use, then `sudo nvidia-smi --gpu-reset` or reboot."

@@ -23,7 +23,7 @@ AnchorsChoice = Literal["auto", "on", "off"]
 ExpectationsChoice = Literal["show", "fail", "off"]
 
 MARKERS = (
-    "gpu(count=1, min_vram_gb=0, arch=None, nvlink=False): the devices that the test needs; without them it is skipped",
+    "gpu(count=1, min_vram_gb=0, arch=None, nvlink=False, exclusive='gpu'): devices without which the test is skipped",
     "perf(tolerance=None, mode=None): the largest slowdown accepted (0.03 or '3%'), and how to measure",
 )
 
@@ -52,6 +52,7 @@ class Settings:
         model: What language-model tests run instead of their own models: a preset, a folder, or a hub id.
         vllm_args: Further arguments of vLLM, for every engine that the fixture starts.
         tuned: A configuration that `gpuperf tune` found, for the tests that compare it with the default.
+        price: Of a GPU's hour, in any currency, for what the run cost.
         disable: Skip the tests that measure.
     """
 
@@ -74,6 +75,7 @@ class Settings:
     model: str | None
     vllm_args: dict[str, object]
     tuned: Path | None
+    price: float | None
     disable: bool
 
 
@@ -121,6 +123,7 @@ def add_options(parser: pytest.Parser) -> None:
         default="auto",
         help="measure fixed workloads that tell whether the machine is its usual self (default: auto, on a GPU)",
     )
+    add("--gpuperf-price", metavar="PRICE", help="of an hour of one GPU: say what the run cost, and its idle time")
     add("--gpuperf-disable", action="store_true", help="skip the tests that measure")
     _add_model_options(group)
 
@@ -177,6 +180,7 @@ def read_settings(config: pytest.Config) -> Settings:
         tuned=_tuned(option("--gpuperf-tuned"), config.invocation_params.dir),
         model=_model(option("--gpuperf-model"), config.invocation_params.dir),
         vllm_args=_vllm_args(option("--gpuperf-vllm-args")),
+        price=_price(option("--gpuperf-price")),
         disable=option("--gpuperf-disable"),
     )
 
@@ -285,6 +289,21 @@ def _seconds(text: str | None) -> float | None:
     if not (math.isfinite(seconds) and seconds >= 0):
         raise pytest.UsageError(f"--gpuperf-budget {text} is not a number of seconds, zero or more.")
     return seconds
+
+
+def _price(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not (math.isfinite(price) and price > 0):
+        raise pytest.UsageError(
+            f"--gpuperf-price {text} is not a price. Give that of an hour of one GPU, a number above 0 such as 2.50; "
+            "of a machine with 8, an eighth of its price."
+        )
+    return price
 
 
 def requirement_of(item: pytest.Item) -> "GpuRequirement":

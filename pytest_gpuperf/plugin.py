@@ -3,13 +3,15 @@
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 import pytest
 
 from pytest_gpuperf.errors import GpuperfError, NotSupported, UsageError
+from pytest_gpuperf.interop.utilisation import SendingHooks, UseLog, ended, while_held
 from pytest_gpuperf.options import (
     MARKERS,
     Settings,
@@ -24,7 +26,8 @@ if TYPE_CHECKING:  # imported where a test measures: a run without such tests do
     from pytest_gpuperf.confirm import Order  # noqa: F401 - in the type of order_key
     from pytest_gpuperf.deferred import Deferred
     from pytest_gpuperf.devices import Device
-    from pytest_gpuperf.machine import Machine  # noqa: F401 - in the type of machine_key
+    from pytest_gpuperf.lease import Lease
+    from pytest_gpuperf.machine import Machine
     from pytest_gpuperf.monitor import Monitor
     from pytest_gpuperf.recorder import Recorder
     from pytest_gpuperf.records import ClockName, Measurement, Mode, TestKey, TestRecord
@@ -41,6 +44,7 @@ deferred_key = pytest.StashKey["Deferred"]()
 order_key = pytest.StashKey["Order"]()
 environment_key = pytest.StashKey[Mapping[str, str]]()
 deselected_key = pytest.StashKey[bool]()
+lease_key = pytest.StashKey["Lease"]()
 
 _FIXTURES = frozenset({"gpu", "gpus", "gpu_benchmark", "gpu_monitor", "perf"})
 _MEASURING = frozenset({"gpu_benchmark", "perf"})
@@ -88,6 +92,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Narrow what CUDA shows to what a container or Slurm has given us, before anything imports CUDA."""
+    from pytest_gpuperf.assignment import may_narrow
+
+    option = early_config.known_args_namespace
+    if may_narrow(os.environ) and option.gpuperf_device != "cpu" and not option.gpuperf_disable:
+        with suppress(GpuperfError):  # what needs the GPUs will say so
+            machine_of(early_config).adopt_assignment(os.environ)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Start one worker a GPU for `-n auto`."""
+    from pytest_gpuperf.interop.xdist import worker_count
+
+    return worker_count(config, lambda: machine_of(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Give each worker a home GPU."""
+    from pytest_gpuperf.interop.xdist import give_homes
+
+    if not config.option.gpuperf_disable and config.option.gpuperf_device != "cpu":
+        give_homes(config, specs, machine_of(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker that it has one."""
+    from pytest_gpuperf.interop.xdist import tell_home
+
+    tell_home(node.config, node)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """In a fresh process that measures some tests again, run these alone."""
     path = os.environ.pop("GPUPERF_ORDER", None)  # a pytest that a test starts is not meant
@@ -110,20 +150,36 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[environment_key] = dict(os.environ)
     if order_key in config.stash and hasattr(config.option, "dist"):
         config.option.dist, config.option.tx = "no", []  # pytest-xdist may have set them after our first word
+    config.pluginmanager.register(SendingHooks(), "gpuperf-utilisation")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(ControllerHooks(config), "gpuperf-controller")
+
+
+def machine_of(config: pytest.Config) -> "Machine":
+    """What this process can measure on; made when it is first asked for."""
+    if machine_key not in config.stash:
+        from pytest_gpuperf.machine import Machine
+
+        settings = config.stash.get(settings_key, None)  # none before pytest_configure
+        config.stash[machine_key] = Machine(settings.device if settings else config.known_args_namespace.gpuperf_device)
+    return config.stash[machine_key]
 
 
 def run_of(config: pytest.Config) -> "Run":
     """What the hooks of this process share; made when the first test that measures is met."""
     if run_key not in config.stash:
-        from pytest_gpuperf.machine import Machine
+        from pytest_gpuperf.interop.xdist import has_home
         from pytest_gpuperf.run import Run
 
-        settings = config.stash[settings_key]
-        machine = config.stash.get(machine_key, None) or Machine(settings.device)
         order = config.stash.get(order_key, None)
-        config.stash[run_key] = Run(settings, machine, config.rootpath, leased=order.leased if order else ())
+        config.stash[run_key] = Run(
+            config.stash[settings_key],
+            machine_of(config),
+            config.rootpath,
+            leased=order.leased if order else (),
+            order=order,
+            has_home=has_home(config),
+        )
     return config.stash[run_key]
 
 
@@ -235,13 +291,17 @@ def _deferred_of(config: pytest.Config) -> "Deferred":
     if deferred_key not in config.stash:
         from pytest_gpuperf.confirm import Invocation
         from pytest_gpuperf.deferred import Deferred
+        from pytest_gpuperf.interop.xdist import say
 
         given = config.invocation_params
         arguments = (*map(str, given.args), *(("--no-cov",) if config.pluginmanager.hasplugin("_cov") else ()))
         invocation = Invocation(
             arguments=arguments, folder=given.dir, root=config.rootpath, environment=config.stash[environment_key]
         )
-        config.stash[deferred_key] = Deferred(run_of(config), invocation)
+        run = run_of(config)
+        config.stash[deferred_key] = Deferred(
+            run, invocation, tell=partial(say, config), metered=lambda devices: while_held(config, run.machine, devices)
+        )
     return config.stash[deferred_key]
 
 
@@ -260,8 +320,11 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         else:
             _announce(session.config, len(deferred.held))
             deferred.settle()
+    if not session.shouldfail and not session.shouldstop:
+        _profile_recorded(session.config)
     if run_key in session.config.stash and "workeroutput" in session.config.__dict__:
         session.config.__dict__["workeroutput"]["gpuperf_notes"] = run_of(session.config).notes
+        session.config.__dict__["workeroutput"]["gpuperf_uses"] = ended(session.config)
     return result
 
 
@@ -271,11 +334,40 @@ def _release(config: pytest.Config, why: str) -> None:
         deferred.release(why)
 
 
+def _profile_recorded(config: pytest.Config) -> None:
+    """Profile what becomes a baseline and has no kernels beside it yet, in a fresh process, and hand it over."""
+    settings = config.stash[settings_key]
+    is_recording = settings.update or settings.accept is not None or settings.patch is not None
+    if not is_recording or settings.budget_s == 0 or run_key not in config.stash or order_key in config.stash:
+        return
+    deferred = _deferred_of(config)
+    lacking = deferred.without_kernels()
+    if not lacking:
+        return
+    _say(config, f"gpuperf: profiling {_tests(len(lacking))} in a fresh process")
+    lines = deferred.profile(lacking)
+    if "workeroutput" in config.__dict__:
+        config.__dict__["workeroutput"]["gpuperf_kernels"] = lines
+    else:
+        controller = config.pluginmanager.get_plugin("gpuperf-controller")
+        assert controller is not None, "registered by pytest_configure"
+        controller.take_profiles(lines)
+
+
 def _announce(config: pytest.Config, count: int) -> None:
+    _say(config, f"gpuperf: measuring {_tests(count, 'unsettled ')} again, in fresh processes")
+
+
+def _tests(count: int, kind: str = "") -> str:
+    return f"{count} {kind}test{'s' * (count > 1)}"
+
+
+def _say(config: pytest.Config, text: str) -> None:
     reporter = config.pluginmanager.get_plugin("terminalreporter")  # none in a worker of pytest-xdist
     if reporter is not None:
-        reporter.ensure_newline()
-        reporter.write_line(f"gpuperf: measuring {count} unsettled test{'s' * (count > 1)} again, in fresh processes")
+        if reporter._tw.width_of_current_line:  # noqa: SLF001 - [100%] may stand there, which ensure_newline() overlooks
+            reporter.line("")
+        reporter.write_line(text)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -292,9 +384,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     run = run_of(item.config)
     if run.settings.disable:
         pytest.skip("--gpuperf-disable")
+    requirement = requirement_of(item)
     with _as_failure():
-        reason = run.shortfall(requirement_of(item))
-    if reason and run.settings.require_gpu:
+        run.examine(requirement, item.name)
+        reason = run.shortfall(requirement)
+        reason = " ".join(filter(None, (reason, run.machine.hidden))) if reason else None
+    if reason and run.must_run(requirement):
         pytest.fail(f"{item.name}: {reason}", pytrace=False)
     if reason:
         pytest.skip(f"{item.name}: {reason}")
@@ -307,13 +402,33 @@ def gpus(request: pytest.FixtureRequest) -> "Iterator[tuple[Device, ...]]":
     Each has `name`, `uuid`, `vram_gb`, `compute_capability`, `device` (for torch: `"cuda:0"`), and its peaks:
     `peak_flops_per_s[dtype]` and `peak_bandwidth_bytes_per_s`.
     """
-    from pytest_gpuperf.lease import lease
+    item: pytest.Item = request.node
+    run = run_of(item.config)
+    with (
+        _as_failure(),
+        _leased(item, run) as lent,
+        run.quarantine.watch(lent.devices, item.name),
+        run.machine.current(lent.devices[0]),
+        nullcontext() if run.is_leased(lent.devices) else while_held(item.config, run.machine, lent.devices),
+    ):
+        item.stash[lease_key] = lent
+        yield lent.devices
 
-    run = run_of(request.config)
-    candidates = run.candidates(requirement_of(request.node))
-    leased = nullcontext(candidates[0]) if run.is_leased(candidates[0]) else lease(candidates)
-    with _as_failure(), leased as devices, run.machine.current(devices[0]):
-        yield devices
+
+def _leased(item: pytest.Item, run: "Run") -> "AbstractContextManager[Lease]":
+    """Hold what a test asks for, if no other process holds it for this one."""
+    from pytest_gpuperf.interop.xdist import say
+    from pytest_gpuperf.lease import Lease, lease
+
+    requirement = requirement_of(item)
+    candidates = run.candidates(requirement)
+    if run.is_leased(candidates[0]):
+        return nullcontext(Lease(devices=candidates[0], descriptors=run.order.descriptors if run.order else ()))
+    return lease(
+        candidates,
+        exclusive=requirement.exclusive,
+        on_wait=lambda words: say(item.config, f"gpuperf: {item.nodeid} {words}"),
+    )
 
 
 @pytest.fixture
@@ -326,7 +441,8 @@ def gpu(gpus: "tuple[Device, ...]") -> "Device":
 def perf(request: pytest.FixtureRequest, gpus: "tuple[Device, ...]") -> "Recorder":
     """Record end-to-end metrics: `perf.record(name, value, unit=...)`, and watch a stretch: `perf.region()`."""
     item: pytest.Item = request.node
-    item.stash[recorder_key] = run_of(item.config).recorder(key_of(item), gpus, criterion_of(item))
+    with _as_failure():
+        item.stash[recorder_key] = run_of(item.config).recorder(key_of(item), gpus, criterion_of(item))
     return item.stash[recorder_key]
 
 
@@ -362,8 +478,9 @@ def gpu_monitor(
     """Watch the devices: `with gpu_monitor() as monitor: ...`, then `monitor.telemetry`."""
     from pytest_gpuperf.monitor import Monitor
 
-    nvml = run_of(request.config).machine.nvml
-    return lambda: Monitor(nvml, [device.uuid for device in gpus if device.kind == "cuda"])
+    machine = run_of(request.config).machine
+    uuids = [device.uuid for device in gpus if device.kind == "cuda"]
+    return lambda: Monitor(machine.nvml, uuids, vitals=machine.vitals)
 
 
 @pytest.fixture
@@ -383,9 +500,16 @@ def vllm_engine(
     def start(config: "EngineConfig", *, devices: "Sequence[Device] | None" = None) -> Engine:
         config = with_options(config, run.settings.vllm_args)
         held = _held(devices, gpus)
-        engine = Engine(config, devices=held, nvml=run.machine.nvml, folder=request.config.rootpath / ".gpuperf")
+        engine = Engine(
+            config,
+            devices=held,
+            nvml=run.machine.nvml,
+            folder=request.config.rootpath / ".gpuperf",
+            descriptors=request.node.stash[lease_key].descriptors,
+        )
         engines.callback(_close, engine)
         engine.__enter__()
+        perf.is_elsewhere = True
         perf.configure(engine.configuration)
         return engine
 
@@ -436,6 +560,8 @@ def _waits(item: pytest.Item) -> bool:
 
 def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> "TestRecord | None":
     """Judge the item's measurements and keep the record for the report."""
+    if not passed:
+        _add_errors_of_gpus(item)
     recorder = _recorder_of(item) if passed else item.stash.get(recorder_key, None)
     if recorder is not None:
         recorder.close()
@@ -444,6 +570,9 @@ def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> "Tes
     from pytest_gpuperf.deferred import record_key
 
     run = run_of(item.config)
+    run.keep_profiles(key_of(item), recorder)
+    if run.is_profiling:
+        return None
     with _as_failure():
         record = run.conclude(
             key_of(item), recorder, duration_s=duration_s, passed=passed, can_confirm=passed and _waits(item)
@@ -452,6 +581,15 @@ def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> "Tes
     if not (_waits(item) and run.is_open(record, 1)):
         run.rejected += sum(verdict.status == "REGRESSED" for verdict in record.verdicts)
     return record
+
+
+def _add_errors_of_gpus(item: pytest.Function) -> None:
+    """Let a failing test's report say what the driver reported of its GPUs, and take sick ones out of use."""
+    devices: Any = item.funcargs.get("gpus", ())
+    quarantine = run_of(item.config).quarantine
+    quarantine.examine(devices, f"in {item.name}")
+    if errors := quarantine.errors(devices):
+        item.add_report_section("call", "GPU errors", errors)
 
 
 def _recorder_of(item: pytest.Function) -> "Recorder | None":
@@ -508,12 +646,13 @@ def pytest_runtest_makereport(
     from pytest_gpuperf.records import encode
 
     record = item.stash.get(record_key, None)
-    if record is None:
-        return (yield)
-
-    item.user_properties.extend(properties(record))
+    item.user_properties.extend(properties(record) if record else ())
     report = yield
-    report.__dict__["gpuperf_record"] = encode(record).decode()
+    if record is not None:
+        report.__dict__["gpuperf_record"] = encode(record).decode()
+    if run_key in item.config.stash:
+        run, key = run_of(item.config), key_of(item)
+        report.__dict__["gpuperf_kernels"] = run.profile_lines({entry for entry in run.profiles if entry[0] == key})
     return report
 
 
@@ -569,6 +708,7 @@ class ControllerHooks:
         self._notes: list[str] = []
         self._waiting: set[str] = set()
         self._is_selection = False
+        self._uses = UseLog()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -576,6 +716,8 @@ class ControllerHooks:
         output: dict[str, Any] = vars(node).get("workeroutput") or {}  # none after a crash
         self._mistakes |= {output["gpuperf_mistake"]} if "gpuperf_mistake" in output else set()
         self._notes += output.get("gpuperf_notes", [])
+        self.take_profiles(output.get("gpuperf_kernels", ()))
+        self._uses.take(output.get("gpuperf_uses", ()), self._controller)
         self._is_selection |= bool(output.get("gpuperf_deselected"))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -592,6 +734,13 @@ class ControllerHooks:
             from pytest_gpuperf.interop.pytest_benchmark import export
 
             export(self._config, self.controller.add(text))
+        self.take_profiles(report.__dict__.pop("gpuperf_kernels", ()))
+        self._uses.take(report.__dict__.pop("gpuperf_uses", ()), self._controller)
+
+    def take_profiles(self, texts: Sequence[str]) -> None:
+        """Put on disk what profilers saw."""
+        for text in texts:
+            self.controller.add_profile(text)
 
     @property
     def controller(self) -> "Controller":
@@ -614,6 +763,7 @@ class ControllerHooks:
             )
         if self._mistakes:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        self._uses.take(ended(self._config), self._controller)
         if self._controller is None:
             return
         is_interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
@@ -632,7 +782,11 @@ class ControllerHooks:
         """Print the table."""
         for mistake in sorted(self._mistakes):
             terminalreporter.write_line(f"ERROR: {mistake}", red=True)
+        notes = [*self._notes, *(run_of(self._config).notes if run_key in self._config.stash else ())]
         if self._controller is None:
+            for note in dict.fromkeys(notes):
+                terminalreporter.write_line(note, yellow=True)
+            self._print_uses(terminalreporter)
             return
         width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width
         names = sorted({record.environment.hardware.name for record in self._controller.records})
@@ -642,3 +796,8 @@ class ControllerHooks:
             terminalreporter.write_line(line.text, **({line.colour: True} if line.colour else {}))
         for note in dict.fromkeys((*self._notes, *run.notes)):
             terminalreporter.write_line(note, yellow=True)
+        self._print_uses(terminalreporter)
+
+    def _print_uses(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for line in self._uses.lines(self._config.stash[settings_key].price):
+            terminalreporter.write_line(line)

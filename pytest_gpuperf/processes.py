@@ -43,6 +43,7 @@ def run_group(
     timeout_s: float,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Finished:
     """Run a command to its end. Its whole process group is ended when it ends, when time is up, and on Ctrl-C.
 
@@ -51,6 +52,7 @@ def run_group(
         timeout_s: Most seconds to wait.
         folder: Working directory.
         environment: Its whole environment; default: this process's.
+        descriptors: It inherits these: what a lease holds, so that it stays held while the command lives.
 
     Raises:
         OSError: The program cannot be started.
@@ -63,6 +65,7 @@ def run_group(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            pass_fds=tuple(descriptors),
             start_new_session=True,
         )
         try:

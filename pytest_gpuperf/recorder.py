@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Integral, Real
 from statistics import geometric_mean
 from types import TracebackType
@@ -13,11 +13,23 @@ from msgspec.structs import replace
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import MeasurementError, UsageError
 from pytest_gpuperf.hostlimit import is_host_limited
-from pytest_gpuperf.monitor import Monitor
+from pytest_gpuperf.monitor import Monitor, foreign_memory_bytes
 from pytest_gpuperf.nvml import Nvml
-from pytest_gpuperf.records import ClockName, Curve, Kind, Measurement, Method, Mode, Record, Telemetry
+from pytest_gpuperf.profiling import Found, Profiler, profile_as_measured
+from pytest_gpuperf.records import (
+    ClockName,
+    Curve,
+    KernelSummary,
+    Kind,
+    Measurement,
+    Method,
+    Mode,
+    Record,
+    Telemetry,
+)
 from pytest_gpuperf.timing import Stopwatch, Timing, measure
 from pytest_gpuperf.units import Better, direction, format_percent, format_value, parse_tolerance, to_base
+from pytest_gpuperf.vitals import Vitals
 from pytest_gpuperf.workloads import Workload
 
 #: A value this far above the hardware's peak is an error of the measurement.
@@ -72,6 +84,17 @@ class Recorder:
         synchronize: Waits for all devices to finish.
         preferred: Method of each metric's baseline.
         defaults: `tolerance` and `mode` of the test's `perf` marker.
+        profiler: In a process that profiles instead of measuring.
+        vitals: See `Monitor`.
+
+    Raises:
+        DeviceError: A device is lost.
+
+    Attributes:
+        kernels: Metric -> what the profiler saw of it.
+        profilable: Metrics that a profiler in this process would see something of: calls; and what follows a region,
+            in a test that has not profiled itself.
+        is_elsewhere: The work is done in other processes, such as an engine's: no profiler here would see it.
     """
 
     def __init__(  # noqa: PLR0913 - all but the first are keywords, given in one place
@@ -84,11 +107,23 @@ class Recorder:
         preferred: Mapping[str, Method],
         tolerance: float | None = None,
         mode: Mode | None = None,
+        profiler: Profiler | None = None,
+        vitals: Vitals | None = None,
     ) -> None:
         self.devices = devices
         self.measurements: list[Measurement] = []
+        self.kernels: dict[str, KernelSummary] = {}
+        self._calls: set[str] = set()
+        self._of_regions: set[str] = set()
+        self._profiles_itself = False
+        self.is_elsewhere = False
+        self._profiler = profiler
+        self._kernels_of_region: KernelSummary | None = None
         self._of_last_region: Telemetry | None = None
         self._nvml = nvml
+        self._vitals = vitals
+        self._uuids = [device.uuid for device in devices if device.kind == "cuda"]
+        self._foreign_memory_bytes = foreign_memory_bytes(nvml, self._uuids)  # before the test takes any itself
         self._stopwatch = stopwatch
         self._synchronize = synchronize
         self._preferred = preferred
@@ -96,6 +131,11 @@ class Recorder:
         self._mode = mode
         self._configuration: dict[str, str] | None = None
         self._is_closed = False
+
+    @property
+    def profilable(self) -> set[str]:
+        """See the class."""
+        return self._calls if self._profiles_itself else self._calls | self._of_regions
 
     def configure(self, configuration: Mapping[str, object] | None) -> None:
         """Say what is measured from now on: settings that make two results incomparable where they differ.
@@ -137,6 +177,9 @@ class Recorder:
         metric = metric or ("throughput" if work.flop else "bandwidth" if work.bytes_moved else "time")
         self._refuse_second(metric)
         allowed = self._tolerance if tolerance is None else parse_tolerance(tolerance)
+        self._calls.add(metric)
+        if self._profiler is not None:
+            return self._profile(self._profiler, call, metric, work=work, clock=clock)
         with self._monitor() as monitor:
             timing = measure(
                 call,
@@ -147,6 +190,23 @@ class Recorder:
             )
         found = _measurement(metric, timing, work, self.devices[0], allowed, monitor.telemetry)
         return self._add(replace(found, configuration=self._configuration))
+
+    def _profile(
+        self, profiler: Profiler, call: Callable[[], object], metric: str, *, work: Work, clock: ClockName | None
+    ) -> Measurement:
+        """Profile in place of measuring: a look at the time stands for the value, and no peak is held against it."""
+        timing, kernels = profile_as_measured(
+            call,
+            profiler=profiler,
+            stopwatch=self._stopwatch(),
+            mode=work.mode,
+            clock=clock,
+            prefer=self._preferred.get(metric),
+            name=metric,
+        )
+        if kernels is not None:
+            self.kernels[metric] = kernels
+        return self._add(_measurement(metric, timing, work, None, None, Telemetry(duration_s=timing.value_s)))
 
     def record(  # noqa: PLR0913 - all but the first two are keywords
         self,
@@ -159,6 +219,7 @@ class Recorder:
         tolerance: object = None,
         gpu_busy_share: float | None = None,
         kind: Kind | None = None,
+        kernels: KernelSummary | None = None,
     ) -> Measurement:
         """Record an end-to-end metric that the test measured itself, with the telemetry of the last region that ended.
 
@@ -173,11 +234,18 @@ class Recorder:
                 verdict says so, and gates nothing that was so in the baseline too.
             kind: What the value depends on, if not on everything: selects the usual noise, such as that of `compute`
                 for a time that the GPU took. Default: `end-to-end`, or `host` where the host was the limit.
+            kernels: What ran in it, where the test has it profiled: `engine.profile(load).summary`. Kept beside the
+                baseline, to say why the metric got slower if it does.
 
         Raises:
             UsageError: A wrong argument, or the metric was recorded before.
         """
         self._check_new(metric, unit)
+        if (seen := kernels or self._kernels_of_region) is not None:
+            self.kernels[metric] = seen
+        self._profiles_itself |= kernels is not None
+        if self._of_last_region is not None and not self.is_elsewhere:
+            self._of_regions.add(metric)
         share = None if gpu_busy_share is None else _share(metric, gpu_busy_share)
         value_base, unit_base = _in_base(metric, value, unit)
         return self._add(
@@ -260,10 +328,16 @@ class Recorder:
         """Watch the devices during a `with` block, which begins and ends with all of their work done."""
         self._synchronize()
         monitor = self._monitor()
-        with monitor:
+        with monitor, self._profiled(name) as found:
             yield Region(name, monitor)
             self._synchronize()
         self._of_last_region = monitor.telemetry
+        self._kernels_of_region = found.summary
+
+    def _profiled(self, name: str) -> AbstractContextManager[Found]:
+        if self._profiler is None or self.is_elsewhere:
+            return nullcontext(Found())
+        return self._profiler.region(name)
 
     def add_foreign(self, measurement: Measurement) -> None:
         """Add what another tool measured in this test, such as pytest-benchmark's fixture."""
@@ -271,7 +345,7 @@ class Recorder:
         self._add(measurement)
 
     def _monitor(self) -> Monitor:
-        return Monitor(self._nvml, [device.uuid for device in self.devices if device.kind == "cuda"])
+        return Monitor(self._nvml, self._uuids, vitals=self._vitals, foreign_memory_bytes=self._foreign_memory_bytes)
 
     def _refuse_second(self, metric: str) -> None:
         if any(known.metric == metric for known in self.measurements):
@@ -368,14 +442,14 @@ def _number(value: object) -> float | None:
 
 
 def _measurement(
-    metric: str, timing: Timing, work: Work, device: Device, tolerance: float | None, telemetry: Telemetry
+    metric: str, timing: Timing, work: Work, device: Device | None, tolerance: float | None, telemetry: Telemetry
 ) -> Measurement:
-    """Turn a time into the metric that people speak of: FLOP/s, B/s, or the time itself."""
+    """Turn a time into the metric that people speak of: FLOP/s, B/s, or the time itself; no device, no peak."""
     amount = work.flop or work.bytes_moved
     unit = "FLOP/s" if work.flop else "B/s" if work.bytes_moved else "s"
     # a plain time may be a matrix product's, whose noise between GPUs is the larger
     kind: Kind = work.kind or ("memory" if work.bytes_moved and not work.flop else "compute")
-    peak = _peak(unit, kind, work.dtype, device)
+    peak = _peak(unit, kind, work.dtype, device) if device else None
     measurement = Measurement(
         metric=metric,
         value=amount / timing.value_s if amount else timing.value_s,
@@ -389,13 +463,14 @@ def _measurement(
         flop=work.flop,
         bytes_moved=work.bytes_moved,
         peak=peak,
-        is_peak_computed=peak is not None and device.is_peak_computed,
-        lacks_dtype=bool(work.flop and not work.dtype and device.peak_flops_per_s),
+        is_peak_computed=bool(peak is not None and device and device.is_peak_computed),
+        lacks_dtype=bool(work.flop and not work.dtype and device and device.peak_flops_per_s),
         spread=timing.spread,
         unstable=timing.unstable,
         telemetry=telemetry,
     )
-    _refuse_over_peak(measurement, device)
+    if device is not None:
+        _refuse_over_peak(measurement, device)
     return measurement
 
 

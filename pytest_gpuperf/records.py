@@ -16,8 +16,10 @@ Mode = Literal["sustained", "cold", "hot", "recorded", "curve"]
 Kind = Literal["compute", "memory", "transfer", "host", "end-to-end"]
 Status = Literal["PASS", "REGRESSED", "IMPROVED", "INCONCLUSIVE", "INVALID", "INCOMPARABLE", "NEW"]
 
-#: Version of results.jsonl and of the baseline files. 1: the first.
+#: Version of the baseline files. 1: the first.
 SCHEMA = 1
+#: Version of results.jsonl, of which older ones are read as well. 1: the first. 2: lines of kernels and of leases.
+RESULTS_SCHEMA = 2
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +48,19 @@ class Telemetry(Record, frozen=True, kw_only=True):
 
     Sources: NVML clocks, power, temperature sampled about every 100 ms; energy from the total-energy counter;
     shares from the cumulative slowdown counters (nvml.h fields 74, 76, 269, 270, 271).
+
+    Attributes:
+        foreign_memory_bytes: In use on the GPU when the test began, and by nobody of ours.
+        ecc_corrected: Memory errors that were corrected meanwhile.
+        ecc_uncorrected: Those that were not.
+        is_remap_pending: A row of memory waits for a reset to be replaced.
+        has_remap_failed: No spare row was left.
+        xids: Codes of the driver's critical errors, those since the last measurement included.
+        pcie_generation: The best that the link was while the measurement ran, looked at once a second.
+        pcie_width: Lanes, likewise.
+        pcie_most_generation: What GPU and slot can do together.
+        pcie_most_width: Likewise.
+        sickness: Why the GPU was taken out of use by the end of the test.
     """
 
     duration_s: float
@@ -60,6 +75,17 @@ class Telemetry(Record, frozen=True, kw_only=True):
     hw_thermal_share: float | None = None
     power_brake_share: float | None = None
     other_process_pids: tuple[int, ...] | None = None
+    foreign_memory_bytes: int | None = None
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    is_remap_pending: bool | None = None
+    has_remap_failed: bool | None = None
+    xids: tuple[int, ...] | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    pcie_most_generation: int | None = None
+    pcie_most_width: int | None = None
+    sickness: str | None = None
 
 
 class Hardware(Record, frozen=True, kw_only=True):
@@ -71,6 +97,8 @@ class Hardware(Record, frozen=True, kw_only=True):
         memory_bytes: Memory of one device; `None` for a CPU.
         power_limit_w: Enforced power limit of one device; `None` where it cannot be read.
         is_mig: Whether the device is a MIG instance.
+        link: Of several devices, the class of their worst connection, such as `nvlink` or `host-bridge`; `None` of
+            one, and where it is not known.
     """
 
     name: str
@@ -78,6 +106,7 @@ class Hardware(Record, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     power_limit_w: float | None = None
     is_mig: bool = False
+    link: str | None = None
 
 
 class Environment(Record, frozen=True, kw_only=True):
@@ -247,6 +276,7 @@ class Verdict(Record, frozen=True, kw_only=True):
         is_low_power: Passed only because the noise is too large for anything stronger.
         is_host_limited: The host set the pace, now and in the baseline: nothing is gated by it.
         remark: What else is to be read beside the value, whatever the status.
+        causes: Why it is worse, the most likely cause first, each with its share of the loss.
     """
 
     status: Status
@@ -267,6 +297,7 @@ class Verdict(Record, frozen=True, kw_only=True):
     is_low_power: bool = False
     is_host_limited: bool = False
     remark: str | None = None
+    causes: tuple[str, ...] = ()
 
 
 class TestKey(Record, frozen=True, kw_only=True):
@@ -290,6 +321,8 @@ class KernelUse(Record, frozen=True, kw_only=True):
         count: Launches in a call, on average.
         time_s: Of all of them.
         blocks: Median number of thread blocks of a launch; `None` of a copy, or where launches differ in kind.
+        median_s: Of one launch. A mean far above it: some launches were interrupted.
+        bytes_moved: By all of them; `None` of a kernel.
     """
 
     name: str
@@ -297,6 +330,8 @@ class KernelUse(Record, frozen=True, kw_only=True):
     count: float
     time_s: float
     blocks: float | None = None
+    median_s: float | None = None
+    bytes_moved: float | None = None
 
 
 class KernelSummary(Record, frozen=True, kw_only=True):
@@ -478,6 +513,36 @@ class TestRecord(Record, frozen=True, kw_only=True, tag="test", tag_field="recor
         return tuple(m for measurements in runs for m in measurements if m.metric == metric)
 
 
+class KernelRecord(Record, frozen=True, kw_only=True, tag="kernels", tag_field="record"):
+    """What the profiler saw of one metric: of the test's own profile, or of a further process that was not timed."""
+
+    key: TestKey
+    metric: str
+    kernels: KernelSummary
+
+
+class LeaseUse(Record, frozen=True, kw_only=True, tag="lease", tag_field="record"):
+    """What became of one GPU while a test held it.
+
+    Attributes:
+        device: Hashed UUID.
+        name: Of the GPU.
+        begin: ISO 8601, UTC, as the end.
+        duration_s: By a clock that is never set.
+        busy_share: Part of it in which a kernel ran, by the driver's own samples.
+        energy_j: `None` under 5 s.
+    """
+
+    device: str
+    name: str
+    begin: str
+    end: str
+    duration_s: float
+    busy_share: float | None = None
+    energy_j: float | None = None
+    worker: str | None = None
+
+
 class RunEnd(Record, frozen=True, kw_only=True, tag="end", tag_field="record"):
     """Last line of results.jsonl; missing when the run was killed.
 
@@ -496,6 +561,8 @@ class Results(Record, frozen=True, kw_only=True):
     run: RunInfo
     tests: tuple[TestRecord, ...]
     end: RunEnd | None = None
+    profiles: tuple[KernelRecord, ...] = ()
+    uses: tuple[LeaseUse, ...] = ()
 
 
 class _Schema(msgspec.Struct):
@@ -513,12 +580,15 @@ def decode_lines(lines: Iterable[bytes]) -> Results:
     Raises:
         UsageError: The first line is not a run of this schema, or another line is not a record.
     """
-    decoder = msgspec.json.Decoder(RunInfo | TestRecord | RunEnd)
+    decoder = msgspec.json.Decoder(RunInfo | TestRecord | KernelRecord | LeaseUse | RunEnd)
     complete = [line for line in lines if line.endswith(b"\n")]
     try:
         # Before everything else, because whatever a newer file holds that is unknown here is no fault of it.
-        if complete and (schema := msgspec.json.decode(complete[0], type=_Schema).schema) > SCHEMA:
-            raise UsageError(f"The results have schema {schema}, this version reads {SCHEMA}. Upgrade.")
+        if complete and (schema := msgspec.json.decode(complete[0], type=_Schema).schema) > RESULTS_SCHEMA:
+            raise UsageError(
+                f"The results have schema {schema}, this version reads {RESULTS_SCHEMA} and older. "
+                "Upgrade pytest-gpuperf."
+            )
         records = [decoder.decode(line) for line in complete]
     except (msgspec.MsgspecError, ValueError) as error:
         raise UsageError(f"Not a results file of pytest-gpuperf: {error}") from None
@@ -530,4 +600,6 @@ def decode_lines(lines: Iterable[bytes]) -> Results:
         run=records[0],
         tests=tuple(record for record in records if isinstance(record, TestRecord)),
         end=next((record for record in records if isinstance(record, RunEnd)), None),
+        profiles=tuple(record for record in records if isinstance(record, KernelRecord)),
+        uses=tuple(record for record in records if isinstance(record, LeaseUse)),
     )

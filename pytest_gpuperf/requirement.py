@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,8 +13,11 @@ from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.nvml import Nvml
 from pytest_gpuperf.records import Record
 from pytest_gpuperf.specs import load_specs
+from pytest_gpuperf.topology import best_connected, class_of, links_between
 from pytest_gpuperf.units import format_value
 
+#: What a test holds alone: its GPUs, or the whole host.
+Exclusivity = Literal["gpu", "host"]
 _CAPABILITY = re.compile(r"(?P<least>>=)?\s*(?P<version>\d+\.\d+)")
 
 
@@ -26,12 +29,14 @@ class GpuRequirement(Record, frozen=True, kw_only=True):
         min_vram_gb: Memory of each in GB of 10^9 bytes; RAM when measuring on the CPU.
         arch: `hopper`, or a compute capability, `9.0` or `>=8.0`.
         nvlink: Every two of them are connected by NVLink.
+        exclusive: `host`: no other test holds any device of this host meanwhile.
     """
 
     count: int = 1
     min_vram_gb: float = 0.0
     arch: str | None = None
     nvlink: bool = False
+    exclusive: Exclusivity = "gpu"
 
     @classmethod
     def from_arguments(cls, test_name: str, args: Sequence[object], kwargs: Mapping[str, object]) -> "GpuRequirement":
@@ -61,6 +66,7 @@ class GpuRequirement(Record, frozen=True, kw_only=True):
             "min_vram_gb": f"{self.min_vram_gb:g}" if self.min_vram_gb else None,
             "arch": repr(self.arch) if self.arch else None,
             "nvlink": "True" if self.nvlink else None,
+            "exclusive": repr(self.exclusive) if self.exclusive != "gpu" else None,
         }
         return f"gpu({', '.join(f'{name}={text}' for name, text in given.items() if text)})"
 
@@ -75,21 +81,31 @@ def eligible(requirement: GpuRequirement, devices: Sequence[Device]) -> tuple[De
 
 
 def groups(requirement: GpuRequirement, devices: Sequence[Device], nvml: Nvml | None) -> tuple[tuple[Device, ...], ...]:
-    """List every set of devices that satisfies the requirement, in the order of the devices.
+    """List the sets of devices that satisfy the requirement, in the order of the devices.
+
+    Of several devices only the best-connected sets are listed, so that results of different runs stay comparable.
 
     Args:
-        nvml: Is asked which are connected; without it none are known to be.
+        nvml: Is asked how they are connected, once a pair; without it that is not known.
+
+    Raises:
+        DeviceError: A GPU is lost.
     """
-    fitting = eligible(requirement, devices)
+    fitting = _shown(eligible(requirement, devices))
     sets = tuple(itertools.combinations(fitting, requirement.count))
-    if not requirement.nvlink:
+    if requirement.count == 1:
         return sets
-    linked = {
-        (a.uuid, b.uuid)
-        for a, b in itertools.combinations(fitting, 2)
-        if nvml is not None and nvml.has_nvlink(a.uuid, b.uuid)
-    }
-    return tuple(one for one in sets if all((a.uuid, b.uuid) in linked for a, b in itertools.combinations(one, 2)))
+    links = links_between(fitting, nvml)
+    if requirement.nvlink:
+        return tuple(one for one in sets if class_of(one, links) == "nvlink")
+    return best_connected(sets, links)
+
+
+def _shown(devices: Sequence[Device]) -> tuple[Device, ...]:
+    """Keep what CUDA shows one process: whole GPUs, or one MIG instance, the first (NVIDIA's MIG user guide)."""
+    if any(device.is_mig and device.index == 0 for device in devices):
+        return tuple(device for device in devices if device.index == 0)
+    return tuple(device for device in devices if not device.is_mig)
 
 
 def shortfall(requirement: GpuRequirement, devices: Sequence[Device], nvml: Nvml | None = None) -> str | None:
@@ -129,6 +145,11 @@ def _shortfall_of_gpus(requirement: GpuRequirement, devices: Sequence[Device], n
             f"but the largest GPU here{' of that kind' if requirement.arch else ''} has {_gb(largest)} ({largest.name})"
         )
     fitting = eligible(requirement, devices)
+    if any(device.is_mig for device in fitting) and len(_shown(fitting)) < requirement.count:
+        return (
+            f"but CUDA shows a process one MIG instance, the first ({devices[0].name}). Ask for one GPU, or turn MIG "
+            "off with `sudo nvidia-smi -mig 0`"
+        )
     if len(fitting) < requirement.count:
         return (
             f"but {len(fitting)} of the {len(devices)} GPUs here would do" if devices[1:] else "but there is 1 GPU here"
@@ -183,10 +204,15 @@ def _problem_of_nvlink(value: Any) -> str | None:
     return None if isinstance(value, bool) else "True or False"
 
 
+def _problem_of_exclusive(value: Any) -> str | None:
+    return None if value in ("gpu", "host") else "'gpu' (its GPUs alone, the default) or 'host' (the whole machine)"
+
+
 #: Argument of @gpu -> what it should have been, or None.
 _PROBLEMS: dict[str, Callable[[Any], str | None]] = {
     "arch": _problem_of_arch,
     "count": _problem_of_count,
+    "exclusive": _problem_of_exclusive,
     "min_vram_gb": _problem_of_memory,
     "nvlink": _problem_of_nvlink,
 }

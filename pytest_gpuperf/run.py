@@ -1,7 +1,7 @@
 """One pytest process: its machine, the baselines it compares with, and what becomes of each test's measurements."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -10,18 +10,34 @@ from msgspec.structs import replace
 
 from pytest_gpuperf.anchors import MODULE, AnchorVerdict, best_covariate, check_anchors, is_wanted, judge_anchors
 from pytest_gpuperf.baseline_file import baseline_path, read
+from pytest_gpuperf.confirm import Order
 from pytest_gpuperf.covariate import Adjusted
 from pytest_gpuperf.curves import judge_curve
 from pytest_gpuperf.devices import Device, slug
 from pytest_gpuperf.environment import visit_id
 from pytest_gpuperf.hostlimit import limited
 from pytest_gpuperf.judge import ALPHA, CONFIRMED, LOOKS, ONCE, alpha_of, is_settled, judge
+from pytest_gpuperf.kernel_store import kernels_of
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.monitor import health
 from pytest_gpuperf.options import PerfCriterion, Policy, Settings
 from pytest_gpuperf.priors import Priors, read_priors
+from pytest_gpuperf.profiling import Profiler, TorchProfiler
+from pytest_gpuperf.quarantine import Quarantine
 from pytest_gpuperf.recorder import Recorder
-from pytest_gpuperf.records import BaselineFile, Measurement, MetricBaseline, Results, TestKey, TestRecord, Verdict
+from pytest_gpuperf.records import (
+    BaselineFile,
+    KernelRecord,
+    KernelSummary,
+    Measurement,
+    MetricBaseline,
+    Results,
+    Telemetry,
+    TestKey,
+    TestRecord,
+    Verdict,
+    encode,
+)
 from pytest_gpuperf.report.terminal import baseline_command, regression_message
 from pytest_gpuperf.requirement import GpuRequirement, groups, shortfall
 
@@ -34,10 +50,26 @@ class Run:
         machine: What can be measured on.
         root: pytest's root folder, which test modules are named from.
         leased: Hashed UUIDs of devices that another process holds for this one.
+        order: What that process wants to be done; `None`: nobody started this one.
+        has_home: The first GPU is this process's own among the workers of pytest-xdist: tests of one GPU stay on it.
     """
 
-    def __init__(self, settings: Settings, machine: Machine, root: Path, *, leased: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        machine: Machine,
+        root: Path,
+        *,
+        leased: tuple[str, ...] = (),
+        order: Order | None = None,
+        has_home: bool = False,
+    ) -> None:
+        self.has_home = has_home
         self.visit = visit_id(datetime.now(UTC))
+        self.order = order
+        #: What profilers saw, by test and metric; and of what one in a further process would see something.
+        self.profiles: dict[tuple[TestKey, str], KernelSummary] = {}
+        self.profilable: set[tuple[TestKey, str]] = set()
         self.settings = settings
         self.machine = machine
         self.root = root
@@ -48,9 +80,11 @@ class Run:
         #: What tests measured, at their first look, and what the summary is to say of the run as a whole.
         self.records: list[TestRecord] = []
         self.notes: list[str] = []
+        self.quarantine = Quarantine(machine, self.notes)
         #: Devices -> what their anchors say; and those that no report has carried yet.
         self.anchors: dict[tuple[str, ...], AnchorVerdict] = {}
         self.unsent: list[TestRecord] = []
+        self._shortfalls: dict[GpuRequirement, str | None] = {}
         self._priors: dict[str, Priors] = {}
         self._files: dict[tuple[str, str], BaselineFile | None] = {}
 
@@ -94,13 +128,40 @@ class Run:
         """Why this machine cannot run a test; `None` if it can."""
         if self.settings.require_gpu and self.machine.is_cpu:
             return f"--gpuperf-require-gpu, but there is no GPU. {self.machine.gpu_problem or ''}".strip()
-        return shortfall(requirement, self.machine.devices, self.machine.nvml)
+        if requirement not in self._shortfalls:  # kept from when all GPUs could be asked
+            self._shortfalls[requirement] = shortfall(requirement, self.machine.devices, self.machine.nvml)
+        return self._shortfalls[requirement] or self._shortfall_of_fit(requirement)
+
+    def _shortfall_of_fit(self, requirement: GpuRequirement) -> str | None:
+        """Why the GPUs that are still in use do not do for a test."""
+        devices = [one for one in self.machine.devices if not self.leased or one.uuid_hash in self.leased]
+        fit = self.quarantine.fit(devices)
+        if len(fit) == len(devices) or (fit and shortfall(requirement, fit, self.machine.nvml) is None):
+            return None
+        reason = self.quarantine.reason([device.uuid_hash for device in devices])
+        sick = len(devices) - len(fit)
+        rest = ", and the rest will not do" if fit else ""
+        return f"{sick} of the {len(devices)} GPUs here {'is' if sick == 1 else 'are'} out of use{rest}. {reason}"
+
+    def examine(self, requirement: GpuRequirement, test: str) -> None:
+        """Take GPUs that a test would get out of use if they are sick, before it has them."""
+        for _ in self.machine.devices:  # each time round takes one out, or ends
+            if self.shortfall(requirement) is not None:
+                break
+            if self.quarantine.examine(self.candidates(requirement)[0], f"before {test}") is None:
+                break
+
+    def must_run(self, requirement: GpuRequirement) -> bool:
+        """Whether it is a failure that a test cannot run here: where GPUs are insisted on, or all that do are sick."""
+        is_sick = self._shortfalls.get(requirement) is None
+        return self.settings.require_gpu or (is_sick and self.settings.invalid == "fail")
 
     def candidates(self, requirement: GpuRequirement) -> tuple[tuple[Device, ...], ...]:
         """Sets of devices that would do for a test; those held for this process alone, where there are any."""
-        sets = groups(requirement, self.machine.devices, self.machine.nvml)
+        sets = groups(requirement, self.quarantine.fit(self.machine.devices), self.machine.nvml)
         held = tuple(devices for devices in sets if self.is_leased(devices))
-        return held or sets
+        stays = self.has_home and requirement.count == 1
+        return held or (sets[:1] if stays else sets)
 
     def is_leased(self, devices: tuple[Device, ...]) -> bool:
         """Whether another process holds these devices for this one."""
@@ -110,6 +171,8 @@ class Run:
         """Measure the anchors of devices that a test holds, once in this process, and judge them."""
         hashes = tuple(device.uuid_hash for device in devices)
         if hashes in self.anchors or self.leased or not is_wanted(self.settings.anchors, devices):
+            return
+        if self.quarantine.reason(hashes):
             return
         folder = slug(devices, self.settings.key)
         found = check_anchors(
@@ -133,12 +196,49 @@ class Run:
         return Recorder(
             devices,
             nvml=self.machine.nvml,
+            vitals=self.machine.vitals,
             stopwatch=lambda: self.machine.stopwatch(devices[0]),
             synchronize=lambda: self.machine.synchronize(devices),
             preferred=preferred,
             tolerance=criterion.tolerance,
             mode=criterion.mode,
+            profiler=self._profiler(key, devices),
         )
+
+    @property
+    def is_profiling(self) -> bool:
+        """Whether this process is there to profile, and measures nothing."""
+        return self.order is not None and self.order.purpose == "profile"
+
+    def _profiler(self, key: TestKey, devices: tuple[Device, ...]) -> Profiler | None:
+        if self.order is None or self.order.purpose != "profile":
+            return None
+        return self.machine.given_profiler or TorchProfiler(
+            devices[0].kind,
+            synchronize=lambda: self.machine.synchronize(devices),
+            keep=Path(self.order.traces) if self.order.traces else None,
+            label=key.test,
+            most_calls=self.order.most_calls,
+        )
+
+    def keep_profiles(self, key: TestKey, recorder: Recorder) -> None:
+        """Keep what the profiler saw of a test's metrics, its own profiles included."""
+        self.profiles |= {(key, metric): kernels for metric, kernels in recorder.kernels.items()}
+        self.profilable |= {(key, metric) for metric in recorder.profilable}
+
+    def profile_lines(self, entries: Collection[tuple[TestKey, str]]) -> list[str]:
+        """What was seen of some metrics, as lines of results.jsonl."""
+        return [
+            encode(KernelRecord(key=key, metric=metric, kernels=kernels)).decode()
+            for (key, metric), kernels in self.profiles.items()
+            if (key, metric) in entries
+        ]
+
+    def can_profile(self, record: TestRecord, metrics: Collection[str] | None = None) -> bool:
+        """Whether a further process may see what nothing has been seen of yet, of some metrics of a test or of any."""
+        names = [measurement.metric for measurement in record.measurements] if metrics is None else metrics
+        entries = {(record.key, name) for name in names}
+        return self.machine.can_profile and bool(entries & self.profilable - self.profiles.keys())
 
     def conclude(
         self, key: TestKey, recorder: Recorder, *, duration_s: float, passed: bool, can_confirm: bool = False
@@ -156,10 +256,24 @@ class Run:
             passed=passed,
             worker=os.environ.get("PYTEST_XDIST_WORKER"),
         )
+        if reason := self.quarantine.examine(devices, f"in {key.test}"):
+            record = _of_sick_gpu(record, reason)
         spending = CONFIRMED if can_confirm else ONCE
         verdicts = tuple(self._judge(record, measurement.metric, 1, spending) for measurement in record.measurements)
-        self.records.append(replace(record, verdicts=verdicts))
+        self.records.append(self.explained(replace(record, verdicts=verdicts)))
         return self.records[-1]
+
+    def explained(self, record: TestRecord) -> TestRecord:
+        """The record with the causes of what is slower."""
+        if all(verdict.status != "REGRESSED" for verdict in record.verdicts):
+            return record
+        from pytest_gpuperf.analysis.causes import explained
+
+        def stored(metric: str) -> KernelSummary | None:
+            found = kernels_of(self.settings.baselines, record, metric)
+            return found.kernels if found else None
+
+        return explained(record, self.file(record.slug, record.key.module), self.profiles, stored)
 
     def _judge(self, record: TestRecord, metric: str, look: int, spending: tuple[float, ...]) -> Verdict:
         anchors = self.anchors.get(record.devices)
@@ -178,6 +292,8 @@ class Run:
 
     def is_open(self, record: TestRecord, look: int) -> bool:
         """Whether more runs may settle a test after a look; heat and other processes pass, so INVALID may, too."""
+        if self.quarantine.reason(record.devices):
+            return False
         anchors = self.anchors.get(record.devices)
         if anchors and anchors.reason:
             return False
@@ -206,8 +322,9 @@ class Run:
         metrics = file.tests.get(record.key.test, {}) if file else {}
         for measurement in record.more[-1].measurements if record.more else record.measurements:
             usual = _usual_clock_mhz(measurement, metrics.get(measurement.metric))
-            reason = health(measurement.telemetry, usual_clock_mhz=usual) if measurement.telemetry else None
-            if reason:
+            if measurement.telemetry and (
+                reason := health(measurement.telemetry, usual_clock_mhz=usual, kind=measurement.kind)
+            ):
                 return reason
         return None
 
@@ -312,8 +429,20 @@ def judge_one(  # noqa: PLR0913 - what judge.judge needs besides the record
 def _health(runs: Sequence[Measurement], baseline: MetricBaseline | None, anchors: AnchorVerdict | None) -> str | None:
     """Why the devices cannot be trusted: what one of the runs says, or else the anchors."""
     usual = _usual_clock_mhz(runs[0], baseline)
-    reasons = [health(run.telemetry, usual_clock_mhz=usual) for run in runs if run.telemetry]
+    reasons = [health(run.telemetry, usual_clock_mhz=usual, kind=run.kind) for run in runs if run.telemetry]
     return next((reason for reason in (*reasons, anchors.reason if anchors else None) if reason), None)
+
+
+def _of_sick_gpu(record: TestRecord, reason: str) -> TestRecord:
+    """The test with the sickness of its GPU on all that it measured, so that no judge takes it for the code's."""
+    measurements = tuple(
+        replace(
+            one,
+            telemetry=replace(one.telemetry or Telemetry(duration_s=record.duration_s), sickness=reason.rstrip(".")),
+        )
+        for one in record.measurements
+    )
+    return replace(record, measurements=measurements)
 
 
 def _uncorrected(verdict: Verdict, adjusted: Adjusted) -> Verdict:

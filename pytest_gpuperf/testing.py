@@ -3,18 +3,21 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from pytest_gpuperf.errors import DeviceError, UsageError
 from pytest_gpuperf.machine import Machine
-from pytest_gpuperf.nvml import Ancestor, GpuCondition, GpuInfo, GpuSample, GpuState, GpuUsage, Nvml
+from pytest_gpuperf.nvml import Ancestor, GpuCondition, GpuInfo, GpuSample, GpuState, GpuUsage, Nvml, loss
 from pytest_gpuperf.nvml_meters import GpuActivity
-from pytest_gpuperf.records import ClockName, Record
+from pytest_gpuperf.profiling import Found, Profiler
+from pytest_gpuperf.records import ClockName, KernelSummary, KernelUse, Record
 from pytest_gpuperf.timing import GPU_PLANS, Call, Estimate
 
 #: Version of the recordings. 1: the first.
@@ -93,12 +96,14 @@ class FakeNvml:
         nvlinks: Pairs of UUIDs that are connected; `None`: the driver does not tell.
         conditions: What `condition` answers, as `states`; default: nothing is wrong.
         usages: What `usage` answers, as `states`; without them it reads the state last given, or the first one.
+        energies_j: What `energy_j` answers, likewise.
         activities: What a meter of activity answers, call by call; default: the GPU has no such counters.
         xids: UUID -> codes that a meter of errors answers, call by call; `None`: the driver does not tell.
         ancestors: Pair of UUIDs -> where their paths meet; of others the driver does not tell.
         instances: UUID -> its MIG instances.
         errors: Raised instead of an answer, by the number of the call from 1, counted over all methods, or over one
             of them with `("sample", 3)`.
+        lost: UUID -> how many questions about the GPU are answered before it falls off the bus.
 
     Attributes:
         calls: Names of the methods called, in order.
@@ -115,15 +120,22 @@ class FakeNvml:
         nvlinks: Sequence[tuple[str, str]] | None = (),
         conditions: Sequence[GpuCondition] = (),
         usages: Sequence[GpuUsage] = (),
+        energies_j: Sequence[float | None] = (),
         activities: Sequence[GpuActivity] = (),
         xids: Mapping[str, Sequence[tuple[int, ...]]] | None = MappingProxyType({}),
         ancestors: Mapping[tuple[str, str], Ancestor] = MappingProxyType({}),
         instances: Mapping[str, Sequence[GpuInfo]] = MappingProxyType({}),
         errors: Mapping[int | tuple[str, int], Exception] | None = None,
+        lost: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.calls: list[str] = []
+        self._lost = dict(lost)
+        self._asked: Counter[str] = Counter()
+        self._struck: dict[str, list[int]] = {}
+        self._worn: dict[str, dict[str, Any]] = {}
         self._conditions = tuple(conditions) or (fake_condition(),)
         self._usages = tuple(usages)
+        self._energies_j = tuple(energies_j)
         self._activities = tuple(activities)
         self._xids = xids
         self._ancestors = {frozenset(pair): place for pair, place in ancestors.items()}
@@ -156,8 +168,7 @@ class FakeNvml:
         self._check(uuid)
         if self._samples:
             return self._samples[self._next("sample", uuid, len(self._samples))]
-        given = self._given["state", uuid]
-        return _sample_of(self._states[min(max(given, 1), len(self._states)) - 1])
+        return _sample_of(self._last_state(uuid))
 
     def state(self, uuid: str) -> GpuState:
         """Answer the script's next state."""
@@ -176,14 +187,28 @@ class FakeNvml:
         self._check(uuid)
         if self._usages:
             return self._usages[self._next("usage", uuid, len(self._usages))]
-        given = self._given["state", uuid]
-        return _usage_of(self._states[min(max(given, 1), len(self._states)) - 1])
+        return _usage_of(self._last_state(uuid))
+
+    def energy_j(self, uuid: str) -> float | None:
+        """Answer the script's next energy."""
+        self._count("energy_j")
+        self._check(uuid)
+        if self._energies_j:
+            return self._energies_j[self._next("energy_j", uuid, len(self._energies_j))]
+        return self._last_state(uuid).energy_j
+
+    def process_pids(self, uuid: str) -> tuple[int, ...] | None:
+        """Answer the processes of the script's next state: who looks for them is a step further."""
+        self._count("process_pids")
+        self._check(uuid)
+        return self._states[self._next("state", uuid, len(self._states))].process_pids
 
     def condition(self, uuid: str) -> GpuCondition:
         """Answer the script's next condition."""
         self._count("condition")
         self._check(uuid)
-        return self._conditions[self._next("condition", uuid, len(self._conditions))]
+        scripted = self._conditions[self._next("condition", uuid, len(self._conditions))]
+        return replace(scripted, **self._worn.get(uuid, {}))
 
     def activity_meter(self, uuid: str) -> Callable[[], GpuActivity | None]:  # noqa: ARG002 - one script for all
         """Answer a meter that follows the script."""
@@ -192,12 +217,31 @@ class FakeNvml:
         return lambda: next(answers, self._activities[-1] if self._activities else None)
 
     def error_meter(self, uuid: str) -> Callable[[], tuple[int, ...]] | None:
-        """Answer a meter that follows the script; after its end there are no errors."""
+        """Answer a meter that follows the script, and hears of each `strike` from now on."""
         self._count("error_meter")
         if self._xids is None:
             return None
-        answers = iter(self._xids.get(uuid, ()))
-        return lambda: next(answers, ())
+        answers, struck = iter(self._xids.get(uuid, ())), self._struck.setdefault(uuid, [])
+        heard = len(struck)
+
+        def read() -> tuple[int, ...]:
+            nonlocal heard
+            new, heard = tuple(struck[heard:]), len(struck)
+            return (*next(answers, ()), *new)
+
+        return read
+
+    def lose(self, uuid: str) -> None:
+        """Let a GPU fall off the bus."""
+        self._lost[uuid] = 0
+
+    def strike(self, uuid: str, xid: int) -> None:
+        """Let the driver report a critical error of a GPU."""
+        self._struck.setdefault(uuid, []).append(xid)
+
+    def wear(self, uuid: str, **changes: Any) -> None:
+        """Change the condition of a GPU from now on, such as `ecc_uncorrected=1`."""
+        self._worn[uuid] = {**self._worn.get(uuid, {}), **changes}
 
     def common_ancestor(self, uuid_a: str, uuid_b: str) -> Ancestor | None:
         """Answer what `ancestors` says of the pair."""
@@ -219,6 +263,14 @@ class FakeNvml:
         known = [*self._gpus, *(one for instances in self._instances.values() for one in instances)]
         if all(gpu.uuid != uuid for gpu in known):
             raise DeviceError(f"GPU {uuid} is not one of the fake's.")
+        self._asked[uuid] += 1
+        if self._asked[uuid] > self._lost.get(uuid, self._asked[uuid]):
+            gpu = next(gpu for gpu in known if gpu.uuid == uuid)
+            raise loss(f"GPU {gpu.index} ({gpu.name}, {uuid})")
+
+    def _last_state(self, uuid: str) -> GpuState:
+        given = self._given["state", uuid]
+        return self._states[min(max(given, 1), len(self._states)) - 1]
 
     def _next(self, name: str, uuid: str, length: int) -> int:
         position = self._given[name, uuid]
@@ -251,9 +303,9 @@ class Reading(Record, frozen=True, kw_only=True, tag="reading", tag_field="recor
 class ReplayNvml:
     """A driver that plays a recording back.
 
-    A recording is JSON lines: a `RecordingHeader`, then `Reading`s in order of time. Each call of `state` or `sample`
-    answers that GPU's next reading, so a state, samples, and a state again come in the order of time; the last
-    reading repeats.
+    A recording is JSON lines: a `RecordingHeader`, then `Reading`s in order of time. Each call of `state`, `sample` or
+    `usage` answers that GPU's next reading, so a state, samples, and a state again come in the order of time; the last
+    reading repeats. Energy and processes are those of the reading last given, or of the first one.
     """
 
     def __init__(self, header: RecordingHeader, readings: Sequence[Reading]) -> None:
@@ -298,15 +350,20 @@ class ReplayNvml:
 
     def state(self, uuid: str) -> GpuState:
         """Answer the next reading."""
-        states = self._states.get(uuid)
-        if not states:
-            raise DeviceError(f"The recording has no readings of GPU {uuid}.")
         self._given[uuid] += 1
-        return states[min(self._given[uuid], len(states)) - 1]
+        return self._last_state(uuid)
 
     def usage(self, uuid: str) -> GpuUsage:
         """Answer what the next reading holds of it."""
         return _usage_of(self.state(uuid))
+
+    def energy_j(self, uuid: str) -> float | None:
+        """Answer the energy of the reading last given."""
+        return self._last_state(uuid).energy_j
+
+    def process_pids(self, uuid: str) -> tuple[int, ...] | None:
+        """Answer the processes of the reading last given."""
+        return self._last_state(uuid).process_pids
 
     def condition(self, uuid: str) -> GpuCondition:  # noqa: ARG002 - the protocol's
         """Answer that nothing is known: recordings hold none."""
@@ -331,6 +388,12 @@ class ReplayNvml:
     def mig_instances(self, uuid: str) -> tuple[GpuInfo, ...]:  # noqa: ARG002 - the protocol's
         """Answer that there are none."""
         return ()
+
+    def _last_state(self, uuid: str) -> GpuState:
+        states = self._states.get(uuid)
+        if not states:
+            raise DeviceError(f"The recording has no readings of GPU {uuid}.")
+        return states[min(max(self._given[uuid], 1), len(states)) - 1]
 
 
 def record(
@@ -380,8 +443,43 @@ def _usage_of(state: GpuState) -> GpuUsage:
         power_w=state.power_w,
         temperature_c=state.temperature_c,
         memory_used_bytes=state.memory_used_bytes,
-        energy_j=state.energy_j,
     )
+
+
+class FakeProfiler:
+    """A profiler that sees one kernel, which takes all of a call's time.
+
+    Args:
+        kernel: Its name.
+        error: Raised instead, as by a profiler that finds CUPTI taken.
+
+    >>> FakeProfiler().calls(lambda: 2e-3, device_s=2e-3).kernels[0].time_s
+    0.002
+    """
+
+    def __init__(self, *, kernel: str = "gemm", error: Exception | None = None) -> None:
+        self._kernel = kernel
+        self._error = error
+
+    def calls(self, call: Call, *, device_s: float, calls_each: int = 1, name: str = "calls") -> KernelSummary:  # noqa: ARG002 - the protocol's
+        """Call once, and see a kernel of the time that was told."""
+        call()
+        return self._seen(device_s / calls_each)
+
+    @contextmanager
+    def region(self, name: str = "region", *, calls: int = 1) -> Iterator[Found]:  # noqa: ARG002 - the protocol's
+        """See a kernel of a millisecond in a block."""
+        found = Found()
+        yield found
+        found.summary = self._seen(1e-3)
+
+    def _seen(self, seconds: float) -> KernelSummary:
+        if self._error is not None:
+            raise self._error
+        use = KernelUse(name=self._kernel, count=1.0, time_s=seconds, blocks=132.0)
+        return KernelSummary(
+            calls=1, wall_s=seconds, span_s=seconds, busy_s=seconds, longest_gap_s=0.0, kernels=(use,), launches=1.0
+        )
 
 
 class FakeStopwatch:
@@ -437,10 +535,14 @@ class FakeStopwatch:
         return seconds * (1 + self._random.gauss(0.0, self._noise))
 
 
-def fake_machine(*gpus: GpuInfo, noise: float = 0.0, anchors: Mapping[str, Call] | None = None) -> Machine:
+def fake_machine(
+    *gpus: GpuInfo, noise: float = 0.0, anchors: Mapping[str, Call] | None = None, profiler: Profiler | None = None
+) -> Machine:
     """A machine with fake GPUs, by default one H100, on which a call's return value is the time it took in seconds.
 
     Its anchors, by name, are such calls too: `{"gemm": lambda: 2e-4}`. By default there are none.
+
+    With a profiler, such as `FakeProfiler()`, tests are profiled where real ones are.
 
     Put it into a conftest to test a performance suite without a GPU:
 
@@ -453,4 +555,5 @@ def fake_machine(*gpus: GpuInfo, noise: float = 0.0, anchors: Mapping[str, Call]
         nvml=FakeNvml(*found),
         make_stopwatch=lambda _: FakeStopwatch(noise=noise),
         anchors=anchors,
+        profiler=profiler,
     )

@@ -52,6 +52,9 @@ CONFIRMING = ("--gpuperf-budget", "60")
 #: Variables by which pytest-benchmark believes to be under xdist, when it is these tests that are.
 _OF_A_WORKER = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
 
+#: Variables that would hide fake GPUs.
+_OF_THE_HOST = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES")
+
 #: One test with one kernel of a millisecond, unless the variable TIME_S says otherwise.
 KERNEL = """
 def test_kernel(gpu_benchmark):
@@ -100,10 +103,10 @@ class Suite:
         start = pytester.runpytest_subprocess if self.is_subprocess else pytester.runpytest_inprocess
         variables = {"COLUMNS": "100", "GPUPERF_LOCK_DIR": str(pytester.path / ".locks"), **self.environment}
         with pytest.MonkeyPatch.context() as patch:
+            for name in (*_OF_A_WORKER, *_OF_THE_HOST):
+                patch.delenv(name, raising=False)
             for name, value in variables.items():
                 patch.setenv(name, value)
-            for name in _OF_A_WORKER:
-                patch.delenv(name, raising=False)
             cache = () if self.has_cache else ("-p", "no:cacheprovider")
             return start(*_QUICK, *_ONCE, *cache, *self.options, *options)
 

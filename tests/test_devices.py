@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_gpuperf.devices import Device, cpu_device, find_devices, slug, visible
+from pytest_gpuperf.devices import Device, cpu_device, find_devices, hidden, slug, visible
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import GpuInfo
 from pytest_gpuperf.specs import load_specs, spec_of
@@ -56,9 +56,84 @@ def test_cuda_visible_devices_is_read_as_cuda_reads_it(variable: str | None, ind
     assert [gpu.index for gpu in visible(FOUR, variable)] == indices
 
 
-def test_a_mig_instance_in_cuda_visible_devices_is_an_error_with_a_remedy() -> None:
-    with pytest.raises(DeviceError, match=r"MIG instance 'MIG-1'.*nvidia-smi -mig 0"):
-        visible(FOUR, "MIG-1")
+DIVIDED = fake_gpu(1, mig_enabled=True)
+PARTS = tuple(
+    fake_gpu(
+        i, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", uuid=f"MIG-{i}abc", memory_bytes=10 * 2**30, compute_capability=None
+    )
+    for i in range(2)
+)
+MIXED = FakeNvml(FOUR[0], DIVIDED, instances={DIVIDED.uuid: PARTS})
+
+
+@pytest.mark.parametrize(
+    ("variable", "uuids"),
+    [
+        (None, [FOUR[0].uuid, "MIG-0abc"]),
+        ("MIG-1abc", ["MIG-1abc"]),
+        ("MIG-1", ["MIG-1abc"]),
+        ("MIG-", []),
+        ("MIG-7", []),
+        ("MIG-1abc,MIG-0abc", ["MIG-1abc", "MIG-0abc"]),
+        ("MIG-1,MIG-1abc", []),
+        ("1", ["MIG-0abc"]),
+        ("GPU-00000001", ["MIG-0abc"]),
+        ("GPU-00000001,MIG-0", ["MIG-0abc"]),
+        ("0", [FOUR[0].uuid]),
+        ("0,MIG-0abc", [FOUR[0].uuid]),
+    ],
+)
+def test_mig_instances_are_named_by_uuid_and_a_divided_gpu_is_its_first(variable: str, uuids: list[str]) -> None:
+    assert [one.uuid for one in find_devices(MIXED, cuda_visible_devices=variable)] == uuids
+
+
+def test_a_mig_instance_is_a_part_of_its_gpu_without_peaks() -> None:
+    [part] = find_devices(MIXED, cuda_visible_devices="MIG-1")
+    assert (part.is_mig, part.parent_uuid, part.memory_bytes) == (True, DIVIDED.uuid, 10 * 2**30)
+    assert (part.peak_flops_per_s, part.peak_bandwidth_bytes_per_s, part.sm_count) == ({}, None, None)
+    assert (part.architecture, part.compute_capability) == ("Hopper", "9.0")  # its GPU's
+
+
+def test_the_old_name_of_a_mig_instance_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(DeviceError) as error:
+        visible(FOUR, "MIG-GPU-1234/1/0")
+    assert str(error.value) == (
+        "CUDA_VISIBLE_DEVICES names the MIG instance 'MIG-GPU-1234/1/0' in the way of drivers before 470. "
+        "Name it as `nvidia-smi -L` does: MIG- and a UUID of its own."
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("0,7", "entry 2, '7', ends the list: there is no such GPU here, only GPUs 0 to 3 (`nvidia-smi -L`)."),
+        ("abc", "entry 1, 'abc', ends the list: there is no such GPU here, only GPUs 0 to 3 (`nvidia-smi -L`)."),
+        ("", "entry 1, '', ends the list: there is no such GPU here, only GPUs 0 to 3 (`nvidia-smi -L`)."),
+        ("0, -1 ,2", "entry 2, '-1', ends the list: there is no such GPU here, only GPUs 0 to 3 (`nvidia-smi -L`)."),
+        ("0,1,0", "'0' names a GPU a second time, and then CUDA shows none. Name each once."),
+        ("GPU-0", "entry 1, 'GPU-0', ends the list: 4 UUIDs begin so. Write more of it (`nvidia-smi -L`)."),
+        (
+            "0,GPU-00000001",
+            "entry 2, 'GPU-00000001', ends the list: the list began with an index. Write indices only, or UUIDs only.",
+        ),
+    ],
+)
+def test_the_entry_that_ends_the_list_is_named(variable: str, words: str) -> None:
+    assert hidden(FakeNvml(*FOUR), cuda_visible_devices=variable) == f"In CUDA_VISIBLE_DEVICES, {words}"
+
+
+@pytest.mark.parametrize("variable", [None, "0,1", "GPU-00000001"])
+def test_a_list_whose_entries_all_count_hides_nothing(variable: str | None) -> None:
+    assert hidden(FakeNvml(*FOUR), cuda_visible_devices=variable) is None
+
+
+def test_a_divided_gpu_without_an_instance_is_not_there_and_the_remedy_is_named() -> None:
+    nvml = FakeNvml(DIVIDED)
+    assert find_devices(nvml, cuda_visible_devices=None) == ()
+    assert hidden(nvml, cuda_visible_devices=None) == (
+        "GPU 1 (NVIDIA H100 80GB HBM3) is in MIG mode and has no instance: make one with "
+        "`sudo nvidia-smi mig -i 1 -cgi 0 -C`, or turn MIG off: `sudo nvidia-smi -mig 0`."
+    )
 
 
 @given(st.text(alphabet="0123-,GPU x", max_size=30))
@@ -147,9 +222,8 @@ def test_a_gpu_of_which_nothing_is_known_has_no_peaks() -> None:
     assert not device.is_peak_computed
 
 
-@pytest.mark.parametrize("changes", [{"mig_enabled": True}, {"name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb"}])
-def test_a_gpu_divided_by_mig_has_no_peaks(changes: Mapping[str, Any]) -> None:
-    (device,) = found(fake_gpu(**changes))
+def test_a_gpu_that_is_named_as_a_mig_instance_has_no_peaks() -> None:
+    (device,) = found(fake_gpu(name="NVIDIA H100 80GB HBM3 MIG 1g.10gb"))
     assert device.is_mig
     assert (device.peak_flops_per_s, device.peak_bandwidth_bytes_per_s, device.sm_count) == ({}, None, None)
     assert not device.is_peak_computed

@@ -1,8 +1,12 @@
 """Why a test got slower, from two summaries of what the GPU did."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from pytest_gpuperf.analysis.explain import Cause, Condition, explain
 from pytest_gpuperf.records import KernelSummary, KernelUse
@@ -129,6 +133,22 @@ def test_another_process_takes_what_the_same_kernels_lose() -> None:
     assert str(cause) == "another process works on the GPU (pid 4711), 100 % of the loss"
 
 
+def test_kernels_that_are_interrupted_give_away_a_process_that_nobody_sees() -> None:
+    alone = KernelUse(name=GEMM, count=1.0, time_s=204 * US, median_s=203 * US)
+    shared = KernelUse(name=GEMM, count=1.0, time_s=357 * US, median_s=192 * US)
+    (cause,) = causes(summary(shared), summary(alone))
+    assert str(cause) == (
+        f"kernels are interrupted: {GEMM} takes 357 us on average and 192 us in the median: "
+        "another process shares the GPU, 100 % of the loss"
+    )
+
+
+def test_a_kernel_that_was_always_uneven_is_slower_and_not_interrupted() -> None:
+    then = KernelUse(name=GEMM, count=2.0, time_s=400 * US, median_s=100 * US)
+    (cause,) = causes(summary(replace(then, time_s=800 * US, median_s=200 * US)), summary(then))
+    assert cause.kind == "slower"
+
+
 def test_without_a_stored_profile_the_state_of_the_gpu_is_all_there_is() -> None:
     condition, usual = Condition(sm_clock_mhz=1410.0), Condition(sm_clock_mhz=1755.0)
     (cause,) = causes(summary(use(GEMM, 250)), None, slower=0.25, condition=condition, usual=usual)
@@ -147,3 +167,32 @@ def test_at_most_three_causes_and_none_that_is_noise() -> None:
     now = summary(*(use(f"k{n}", 100 + 10 * n) for n in range(5)), use("k5", 101))
     found = causes(now, then)
     assert [cause.text.split()[1] for cause in found] == ["k4", "k3", "k2"]
+
+
+# Profiles of seven planted causes on an NVIDIA H200 (torch 2.11.0, CUDA 13.0, driver 580.159.04, 2026-11-21)
+
+RECORDED = json.loads((Path(__file__).parent / "data/explain/h200.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ("gemm_k4096", "gemm_k4095", "replaced by cutlass_75_tensorop_bf16_s1688gemm_bf16_256x128_nn_align1 (operands"),
+        ("mlp", "mlp_extra_pass", "an added kernel, vectorized_elementwise_kernel (MulFunctor) of 16.6 us"),
+        ("loop", "loop_host_sleep", "the GPU waits 1.96 ms a call for the host, 429 us then (host time between"),
+        ("graph", "eager", "a CUDA graph is no longer used: 60 launches a call instead of 1"),
+        ("tf32", "fp32", "(tf32 tensor cores, now fp32 without tensor cores)"),
+        ("alone", "with_hog", "another process shares the GPU"),
+        ("batch_256", "batch_32", "the work comes in 8 times as many, smaller launches: a smaller batch?"),
+    ],
+)
+def test_the_first_cause_of_a_recorded_slowdown_is_the_planted_one(then: str, now: str, words: str) -> None:
+    sides = [RECORDED[then], RECORDED[now]]
+    before, after = (msgspec.convert(side["kernels"], KernelSummary) for side in sides)
+    usual, condition = (Condition(sm_clock_mhz=side["sm_clock_mhz"]) for side in sides)
+    first = causes(after, before, slower=sides[1]["time_s"] / sides[0]["time_s"] - 1, condition=condition, usual=usual)[
+        0
+    ]
+    assert words in str(first)
+    assert first.share is not None
+    assert first.share > 0.9

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_gpuperf"
 HEAVY = ("torch", "pynvml", "numpy", "rich", "typer", "filelock", "matplotlib", "vllm")
 
-#: Lines of code of the flat modules together: 6,300 when this was written, with confirmation, priors, anchors, curves,
-#: the commands of `gpuperf`, and what NVML says of health and activity.
-CORE_CEILING = 7200
+#: Lines of code of the flat modules together: 8,100 when this was written, with the queue of leases, MIG, health and
+#: quarantine, kernels, and the commands of `gpuperf`.
+CORE_CEILING = 8300
 LONGEST_FUNCTION = 40
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -90,7 +90,9 @@ def test_gpus_that_are_hidden_are_not_there_and_the_variable_is_named(
     with pytest.raises(DeviceError) as error:
         _ = machine.devices
     assert str(error.value) == (
-        f"--gpuperf-device cuda, but there is no GPU. The driver shows no GPU (CUDA_VISIBLE_DEVICES={visible})."
+        f"--gpuperf-device cuda, but there is no GPU. The driver shows no GPU (CUDA_VISIBLE_DEVICES={visible}). "
+        f"In CUDA_VISIBLE_DEVICES, entry 1, {visible!r}, ends the list: there is no such GPU here, only GPU 0 "
+        "(`nvidia-smi -L`)."
     )
 
 

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,10 +16,20 @@ import pytest
 
 from pytest_gpuperf import monitor as monitor_module
 from pytest_gpuperf.errors import DeviceError
-from pytest_gpuperf.monitor import ENERGY_FROM_S, Monitor, cool_down, health, is_passing, summarize
-from pytest_gpuperf.nvml import GpuSample, GpuState
-from pytest_gpuperf.records import Telemetry
-from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_state
+from pytest_gpuperf.monitor import (
+    ENERGY_FROM_S,
+    FAMILY_VARIABLE,
+    Monitor,
+    cool_down,
+    foreign_memory_bytes,
+    health,
+    is_passing,
+    summarize,
+)
+from pytest_gpuperf.nvml import GpuCondition, GpuSample, GpuState
+from pytest_gpuperf.records import Kind, Telemetry
+from pytest_gpuperf.testing import FakeNvml, fake_condition, fake_gpu, fake_state
+from pytest_gpuperf.vitals import Vitals
 
 UUID = fake_gpu().uuid
 OTHER_UUID = fake_gpu(1).uuid
@@ -266,6 +277,225 @@ def test_the_first_cause_is_the_one_that_is_named() -> None:
     assert health(ill, usual_clock_mhz=1755.0) == "thermal slowdown by the hardware for 50 % of the time"
 
 
+# The hardware's own errors
+
+
+def test_a_region_has_the_errors_of_the_hardware() -> None:
+    conditions = [fake_condition(ecc_corrected=5), fake_condition(ecc_corrected=7, is_remap_pending=True)]
+    nvml = FakeNvml(conditions=conditions, xids={UUID: [(), (31,)]})
+    with Monitor(nvml, [UUID]) as monitor:
+        pass
+    telemetry = monitor.telemetry
+    assert (telemetry.ecc_corrected, telemetry.ecc_uncorrected, telemetry.xids) == (2, 0, (31,))
+    assert (telemetry.is_remap_pending, telemetry.has_remap_failed) == (True, False)
+
+
+def test_a_driver_that_tells_nothing_of_the_hardware_leaves_it_unknown() -> None:
+    with Monitor(FakeNvml(conditions=[GpuCondition()], xids=None), [UUID]) as monitor:
+        pass
+    assert (monitor.telemetry.ecc_corrected, monitor.telemetry.xids) == (None, None)
+
+
+def test_an_error_between_two_regions_is_heard_by_the_second() -> None:
+    nvml = FakeNvml()
+    vitals = Vitals(nvml)
+    for code, heard in ((79, ()), (13, (79,))):
+        with Monitor(nvml, [UUID], vitals=vitals) as monitor:
+            pass
+        assert monitor.telemetry.xids == heard
+        nvml.strike(UUID, code)
+
+
+@pytest.mark.usefixtures("looks_often")
+def test_the_link_is_looked_at_while_the_region_lasts() -> None:
+    awake = fake_condition(pcie_generation=4)
+    nvml = FakeNvml(conditions=[fake_condition(pcie_generation=1), *[awake] * 99])
+    with Monitor(nvml, [UUID]) as monitor:
+        time.sleep(0.25)
+    assert (monitor.telemetry.pcie_generation, monitor.telemetry.pcie_most_generation) == (4, 5)
+
+
+def test_the_hardware_is_not_looked_at_with_every_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "LOOK_EVERY_S", 0.3)
+    nvml = FakeNvml()
+    with Monitor(nvml, [UUID]):
+        time.sleep(0.85)
+    assert nvml.calls.count("sample") >= 5
+    assert 3 <= nvml.calls.count("condition") <= 4  # before, after, and one or two in between
+
+
+@pytest.mark.parametrize("answered", range(6))
+def test_a_gpu_that_is_lost_at_any_call_is_an_error_of_the_region(answered: int) -> None:
+    monitor = Monitor(FakeNvml(lost={UUID: answered}), [UUID])
+    with pytest.raises(DeviceError, match="fallen off the bus"), monitor:
+        time.sleep(0.25)
+
+
+@pytest.mark.parametrize("code", [48, 79, 95])
+def test_an_error_of_the_hardware_spoils_a_result_and_the_mend_is_named(code: int) -> None:
+    message = health(well(xids=(31, code)))
+    assert message is not None
+    assert message.startswith(f"Xid {code} (")
+    assert "sudo" in message or "drain the node" in message
+
+
+def test_an_error_of_a_kernel_spoils_nothing() -> None:
+    assert health(well(xids=(13, 31, 43, 45))) is None
+
+
+def test_memory_errors_spoil_a_result_unless_they_were_corrected() -> None:
+    assert str(health(well(ecc_uncorrected=1))).startswith("1 memory error that ECC cannot correct: ")
+    assert health(well(ecc_corrected=1000, ecc_uncorrected=0, is_remap_pending=True)) is None
+    assert str(health(well(has_remap_failed=True))).startswith("a bad row of memory")
+
+
+def test_why_a_gpu_was_taken_out_of_use_is_the_first_cause() -> None:
+    assert health(well(sickness="GPU 0 is lost", hw_thermal_share=0.5)) == "GPU 0 is lost"
+
+
+@pytest.mark.parametrize("ill", [well(xids=(79,)), well(ecc_uncorrected=1), well(sickness="GPU 0 is lost")])
+def test_what_a_reset_or_a_repair_has_to_mend_does_not_pass(ill: Telemetry) -> None:
+    assert health(ill) is not None
+    assert not is_passing(ill)
+
+
+# The link to the host
+
+
+def slot(generation: int | None, width: int | None) -> Telemetry:
+    return well(pcie_generation=generation, pcie_width=width, pcie_most_generation=5, pcie_most_width=16)
+
+
+@pytest.mark.parametrize("kind", ["transfer", "host"])
+@pytest.mark.parametrize(("generation", "width"), [(4, 16), (5, 8), (1, 1)])
+def test_a_link_that_is_narrower_than_it_can_be_spoils_what_goes_over_it(
+    kind: Kind, generation: int, width: int
+) -> None:
+    assert health(slot(generation, width), kind=kind) == (
+        f"the PCIe link ran as Gen {generation} x{width}, and GPU and slot can do Gen 5 x16 "
+        "(look at `nvidia-smi -q -d PCIE` and `sudo dmesg | grep -i pcie`; reseat the GPU)"
+    )
+
+
+@pytest.mark.parametrize("kind", ["compute", "memory", "end-to-end", None])
+def test_a_narrow_link_spoils_nothing_else(kind: Kind | None) -> None:
+    assert health(slot(1, 1), kind=kind) is None
+
+
+@pytest.mark.parametrize(("generation", "width"), [(5, 16), (None, 16), (5, None)])
+def test_a_link_that_is_as_good_as_it_can_be_or_not_known_spoils_nothing(
+    generation: int | None, width: int | None
+) -> None:
+    assert health(slot(generation, width), kind="transfer") is None
+
+
+# Memory of others
+
+
+def test_memory_of_others_spoils_a_result_and_is_named_with_its_amount() -> None:
+    assert health(well(foreign_memory_bytes=12_300_000_000)) == (
+        "other memory in use: 12.30 GB of the GPU when the test began "
+        "(`nvidia-smi` may name the process; end it, or use another GPU)"
+    )
+    assert is_passing(well(foreign_memory_bytes=12_300_000_000))
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 0, 200 * 2**20])
+def test_no_more_memory_than_a_driver_takes_spoils_nothing(memory_bytes: int | None) -> None:
+    assert health(well(foreign_memory_bytes=memory_bytes)) is None
+
+
+def test_memory_in_use_before_this_process_used_any_is_of_others() -> None:
+    nvml = FakeNvml(states=[fake_state(memory_used_bytes=5_000)])
+    assert foreign_memory_bytes(nvml, [UUID]) == 5_000
+
+
+def test_of_two_devices_the_fuller_one_counts() -> None:
+    assert foreign_memory_bytes(FakeNvml(fake_gpu(), fake_gpu(1)), [UUID, OTHER_UUID]) == 0
+
+
+def test_memory_is_not_known_without_nvml_or_a_gpu_or_where_the_driver_does_not_tell() -> None:
+    assert foreign_memory_bytes(None, [UUID]) is None
+    assert foreign_memory_bytes(FakeNvml(), []) is None
+    assert foreign_memory_bytes(FakeNvml(states=[fake_state(memory_used_bytes=None)]), [UUID]) is None
+
+
+@pytest.mark.parametrize(("is_initialized", "expected"), [(False, 0), (True, None)])
+def test_a_process_that_uses_cuda_through_torch_cannot_tell(
+    monkeypatch: pytest.MonkeyPatch, is_initialized: bool, expected: int | None
+) -> None:
+    torch = SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: is_initialized))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert foreign_memory_bytes(FakeNvml(), [UUID]) == expected
+
+
+@pytest.mark.parametrize("library", ["cupy", "jax", "tensorflow"])
+def test_a_process_with_another_library_of_cuda_cannot_tell(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    monkeypatch.setitem(sys.modules, library, SimpleNamespace())
+    assert foreign_memory_bytes(FakeNvml(), [UUID]) is None
+
+
+@pytest.fixture
+def cuda_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that stands for the one that every process with CUDA holds open."""
+    path = tmp_path / "nvidia-uvm"
+    path.touch()
+    monkeypatch.setattr(monitor_module, "_CUDA_FILE", str(path))
+    monkeypatch.setattr(monitor_module, "_CUDA_LIBRARIES", ())
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    return path
+
+
+def test_a_process_that_has_cuda_open_without_torch_cannot_tell(cuda_file: Path) -> None:
+    with cuda_file.open():
+        assert foreign_memory_bytes(FakeNvml(), [UUID]) is None
+    assert foreign_memory_bytes(FakeNvml(), [UUID]) == 0
+
+
+def holding(path: Path, *, is_grandchild: bool) -> subprocess.Popen[str]:
+    """A child, or a child's child, that has a file open; it has said so."""
+    command = ["/bin/sh", "-c", 'exec 3<"$0"; echo open; exec sleep 60', str(path)]
+    if is_grandchild:
+        command = ["/bin/sh", "-c", '"$@" & wait', "sh", *command]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    return process
+
+
+@pytest.mark.parametrize("is_grandchild", [False, True])
+def test_a_child_or_its_child_that_has_cuda_open_may_hold_the_memory(cuda_file: Path, is_grandchild: bool) -> None:
+    with holding(cuda_file, is_grandchild=is_grandchild) as child:
+        try:
+            assert foreign_memory_bytes(FakeNvml(), [UUID]) is None
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+    assert foreign_memory_bytes(FakeNvml(), [UUID]) == 0
+
+
+def test_whoever_started_the_fresh_process_may_hold_the_memory(
+    cuda_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAMILY_VARIABLE, str(os.getpid()))
+    code = (
+        "import sys; from pytest_gpuperf import monitor; from pytest_gpuperf.testing import FakeNvml, fake_gpu;"
+        "monitor._CUDA_FILE = sys.argv[1];"
+        "print(monitor.foreign_memory_bytes(FakeNvml(), [fake_gpu().uuid]))"
+    )
+    command = [sys.executable, "-c", code, str(cuda_file)]
+    with cuda_file.open():
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "None\n"
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+def test_a_region_has_the_memory_of_others_that_it_is_told() -> None:
+    with Monitor(FakeNvml(), [UUID], foreign_memory_bytes=7) as monitor:
+        pass
+    assert monitor.telemetry.foreign_memory_bytes == 7
+
+
 # Other processes
 
 
@@ -365,7 +595,7 @@ def test_a_process_that_lives_only_inside_the_region_is_seen(stranger: int) -> N
     nvml = FakeNvml(states=[fake_state(), fake_state(process_pids=(stranger,)), fake_state()])
     with Monitor(nvml, [UUID]) as monitor:
         time.sleep(0.25)
-    assert nvml.calls.count("state") >= 3
+    assert nvml.calls.count("process_pids") >= 1
     assert monitor.telemetry.other_process_pids == (stranger,)
     assert health(monitor.telemetry) == f"another process used the GPU (pid {stranger})"
 
@@ -385,12 +615,14 @@ def test_others_are_looked_for_now_and_then_and_not_with_every_sample(monkeypatc
     with Monitor(nvml, [UUID]):
         time.sleep(0.85)
     assert nvml.calls.count("sample") >= 5
-    assert 3 <= nvml.calls.count("state") <= 4  # before, after, and one or two in between
+    assert 1 <= nvml.calls.count("process_pids") <= 2
+    assert nvml.calls.count("state") == 2  # before and after: it reads the energy, which costs 4 ms
+    assert 3 <= nvml.calls.count("condition") <= 4
 
 
 @pytest.mark.usefixtures("looks_often")
 def test_a_gpu_that_is_lost_while_others_are_looked_for_is_an_error_from_leaving() -> None:
-    monitor = Monitor(FakeNvml(errors={("state", 2): LOST}), [UUID])
+    monitor = Monitor(FakeNvml(errors={("process_pids", 1): LOST}), [UUID])
     with pytest.raises(DeviceError, match="fallen off the bus"), monitor:
         time.sleep(0.2)
 
@@ -513,3 +745,10 @@ def test_a_gpu_that_is_lost_while_it_cools_is_an_error() -> None:
     nvml = FakeNvml(states=[hot(80.0)], errors={("state", 3): LOST})
     with pytest.raises(DeviceError, match="fallen off the bus"):
         cool_down(nvml, [UUID], clock=time_.clock, sleep=time_.sleep)
+
+
+def test_a_file_that_is_closed_while_it_is_looked_at_is_nobodys_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([tmp_path / "closed"]))
+    assert not monitor_module._has_cuda_open(os.getpid())

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pytest_gpuperf.errors import DeviceError, UsageError
-from pytest_gpuperf.nvml import GpuInfo, GpuSample, Nvml, open_nvml
-from pytest_gpuperf.testing import FakeNvml, ReplayNvml, fake_gpu, fake_state, record
+from pytest_gpuperf.nvml import GpuCondition, GpuInfo, GpuSample, GpuUsage, Nvml, open_nvml
+from pytest_gpuperf.testing import FakeNvml, ReplayNvml, fake_condition, fake_gpu, fake_state, record
 
 UUID = "GPU-5f1b3c1e-8a53-4d2b-9c1e-0123456789ab"
 OTHER = "GPU-6f1b3c1e-8a53-4d2b-9c1e-0123456789ab"
@@ -34,6 +34,9 @@ class FakePynvml:
     NVML_TEMPERATURE_GPU = 0
     NVML_P2P_CAPS_INDEX_NVLINK = 2
     NVML_P2P_STATUS_OK = 0
+    NVML_VOLATILE_ECC = 0
+    NVML_MEMORY_ERROR_TYPE_CORRECTED = 0
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
     nvmlMemory_v2 = 33554472  # noqa: N815 - pynvml's own name
     _nvmlGetFunctionPointer = None  # noqa: N815 - and the one by which it is known
 
@@ -70,6 +73,16 @@ class FakePynvml:
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=85_520_809_984, used=1024),
             "nvmlDeviceGetComputeRunningProcesses_v3": [SimpleNamespace(pid=9), SimpleNamespace(pid=7)],
             "nvmlDeviceGetP2PStatus": 0,
+            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=97, memory=41),
+            "nvmlDeviceGetCurrentClocksEventReasons": 0x4 | 0x20,
+            "nvmlDeviceGetTotalEccErrors": 3,
+            "nvmlDeviceGetRemappedRows": (2, 1, 1, 0),
+            "nvmlDeviceGetCurrPcieLinkGeneration": 1,
+            "nvmlDeviceGetCurrPcieLinkWidth": 16,
+            "nvmlDeviceGetComputeMode": 3,
+            "nvmlDeviceGetTopologyCommonAncestor": 20,
+            "nvmlDeviceGetMaxMigDeviceCount": 3,
+            "nvmlDeviceGetMigDeviceHandleByIndex": "instance",
         }
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -197,6 +210,160 @@ def test_a_gpu_without_memory_figures_is_an_error_that_names_it(pynvml: FakePynv
         open_nvml().gpus()
 
 
+def test_usage_has_shares_and_words_for_what_holds_the_clock(pynvml: FakePynvml) -> None:
+    assert open_nvml().usage(UUID) == GpuUsage(
+        sm_clock_mhz=345.0,
+        memory_clock_mhz=345.0,
+        power_w=72.5,
+        temperature_c=31.0,
+        busy_share=0.97,
+        memory_busy_share=0.41,
+        memory_used_bytes=1024,
+        holds=("power cap", "heat (driver)"),
+    )
+
+
+def test_usage_does_not_ask_for_the_energy_which_takes_longer_than_all_the_rest(pynvml: FakePynvml) -> None:
+    open_nvml().usage(UUID)
+    assert "nvmlDeviceGetTotalEnergyConsumption" not in pynvml.calls
+
+
+def test_energy_and_processes_can_be_asked_for_alone(pynvml: FakePynvml) -> None:
+    nvml = open_nvml()
+    nvml.gpus()
+    pynvml.calls.clear()
+    assert nvml.energy_j(UUID) == pytest.approx(123.456)
+    assert nvml.process_pids(UUID) == (7, 9)
+    assert pynvml.calls == ["nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetComputeRunningProcesses_v3"]
+
+
+def test_a_clock_that_nothing_holds_is_told_from_one_of_which_nothing_is_known(pynvml: FakePynvml) -> None:
+    pynvml.answers["nvmlDeviceGetCurrentClocksEventReasons"] = 0
+    assert open_nvml().usage(UUID).holds == ()
+    pynvml.failures["nvmlDeviceGetCurrentClocksEventReasons"] = 3
+    assert open_nvml().usage(UUID).holds is None
+
+
+def test_an_older_nvidia_ml_py_gives_what_holds_the_clock_by_its_older_name(pynvml: FakePynvml) -> None:
+    del pynvml.answers["nvmlDeviceGetCurrentClocksEventReasons"]
+    pynvml.answers["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0x1
+    assert open_nvml().usage(UUID).holds == ("idle",)
+
+
+def test_a_condition_has_the_counters_the_rows_and_the_link(pynvml: FakePynvml) -> None:
+    assert open_nvml().condition(UUID) == GpuCondition(
+        ecc_corrected=3,
+        ecc_uncorrected=3,
+        remapped_rows=3,
+        is_remap_pending=True,
+        has_remap_failed=False,
+        pcie_generation=1,
+        pcie_width=16,
+        compute_mode="exclusive process",
+    )
+
+
+def test_corrected_and_uncorrected_errors_are_asked_for_by_their_kind(pynvml: FakePynvml) -> None:
+    def errors(_handle: str, kind: int, _counter: int) -> int:
+        return {0: 70, 1: 0}[kind]
+
+    vars(pynvml)["nvmlDeviceGetTotalEccErrors"] = errors
+    condition = open_nvml().condition(UUID)
+    assert (condition.ecc_corrected, condition.ecc_uncorrected) == (70, 0)
+
+
+@pytest.mark.parametrize("code", [2, 3, 4, 13, 25, 999])
+def test_a_gpu_that_tells_nothing_of_its_health_and_use_is_none_everywhere(pynvml: FakePynvml, code: int) -> None:
+    nvml = open_nvml()
+    nvml.gpus()
+    pynvml.failures = dict.fromkeys(pynvml.answers, code) | {"nvmlDeviceGetFieldValues": code}
+    assert nvml.condition(UUID) == GpuCondition()
+    assert nvml.usage(UUID) == GpuUsage()
+    assert nvml.energy_j(UUID) is None
+    assert nvml.process_pids(UUID) is None
+    assert nvml.common_ancestor(UUID, UUID) is None
+    assert nvml.mig_instances(UUID) == ()
+    assert nvml.error_meter(UUID) is None
+    assert nvml.activity_meter(UUID)() is None
+
+
+@pytest.mark.parametrize("code", [15, 16, 28])
+@pytest.mark.parametrize(
+    ("ask", "function"),
+    [
+        (lambda nvml: nvml.usage(UUID), "nvmlDeviceGetUtilizationRates"),
+        (lambda nvml: nvml.energy_j(UUID), "nvmlDeviceGetTotalEnergyConsumption"),
+        (lambda nvml: nvml.process_pids(UUID), "nvmlDeviceGetComputeRunningProcesses_v3"),
+        (lambda nvml: nvml.condition(UUID), "nvmlDeviceGetRemappedRows"),
+        (lambda nvml: nvml.common_ancestor(UUID, UUID), "nvmlDeviceGetTopologyCommonAncestor"),
+        (lambda nvml: nvml.mig_instances(UUID), "nvmlDeviceGetMigMode"),
+    ],
+    ids=["usage", "energy", "processes", "condition", "ancestor", "mig"],
+)
+def test_a_lost_gpu_is_an_error_whatever_is_asked(
+    pynvml: FakePynvml, code: int, ask: Callable[[Nvml], object], function: str
+) -> None:
+    nvml = open_nvml()
+    nvml.gpus()
+    pynvml.failures[function] = code
+    with pytest.raises(DeviceError, match=r"GPU 0 \(NVIDIA H100"):
+        ask(nvml)
+
+
+@pytest.mark.parametrize(
+    ("level", "place"),
+    [
+        (0, "board"),
+        (10, "switch"),
+        (20, "switches"),
+        (30, "host-bridge"),
+        (40, "numa-node"),
+        (50, "system"),
+        (99, None),
+    ],
+)
+def test_where_two_gpus_meet_has_a_word(pynvml: FakePynvml, level: int, place: str | None) -> None:
+    pynvml.answers["nvmlDeviceGetTopologyCommonAncestor"] = level
+    assert open_nvml().common_ancestor(UUID, OTHER) == place
+
+
+def test_a_gpu_without_mig_has_no_instances(pynvml: FakePynvml) -> None:
+    assert open_nvml().mig_instances(UUID) == ()
+    assert "nvmlDeviceGetMaxMigDeviceCount" not in pynvml.calls
+
+
+def mig_handle(_handle: str, number: int) -> str:
+    """Instances 0 and 2 of at most three."""
+    if number == 1:
+        raise FakeNvmlError(6)
+    return f"instance {number}"
+
+
+def test_mig_instances_are_listed_over_gaps(pynvml: FakePynvml) -> None:
+    pynvml.answers["nvmlDeviceGetMigMode"] = [1, 1]
+    vars(pynvml)["nvmlDeviceGetMigDeviceHandleByIndex"] = mig_handle
+    vars(pynvml)["nvmlDeviceGetUUID"] = lambda handle: f"MIG-{handle[-1]}"
+    assert [one.uuid for one in open_nvml().mig_instances(UUID)] == ["MIG-0", "MIG-2"]
+
+
+def test_an_instance_that_was_listed_can_be_asked_by_its_uuid(pynvml: FakePynvml) -> None:
+    pynvml.answers["nvmlDeviceGetMigMode"] = [1, 1]
+    vars(pynvml)["nvmlDeviceGetMigDeviceHandleByIndex"] = mig_handle
+    vars(pynvml)["nvmlDeviceGetUUID"] = lambda handle: f"MIG-{handle[-1]}"
+    nvml = open_nvml()
+    nvml.mig_instances(UUID)
+    pynvml.calls.clear()
+    assert nvml.sample("MIG-2").temperature_c == 31.0
+    assert "nvmlDeviceGetHandleByUUID" not in pynvml.calls
+
+
+def test_another_failure_while_instances_are_listed_is_an_error(pynvml: FakePynvml) -> None:
+    pynvml.answers["nvmlDeviceGetMigMode"] = [1, 1]
+    pynvml.failures["nvmlDeviceGetMigDeviceHandleByIndex"] = 15
+    with pytest.raises(DeviceError, match="is lost"):
+        open_nvml().mig_instances(UUID)
+
+
 @pytest.mark.parametrize(("status", "expected"), [(0, True), (5, False)])
 def test_nvlink_is_the_peer_to_peer_status(pynvml: FakePynvml, status: int, expected: bool) -> None:
     pynvml.answers["nvmlDeviceGetP2PStatus"] = status
@@ -293,9 +460,62 @@ def test_the_fake_fails_at_the_call_it_is_told() -> None:
     assert by_method.sample(fake_gpu().uuid).power_w == 72.0
 
 
+def test_the_fake_has_the_energy_of_its_script_or_of_the_state_last_given() -> None:
+    uuid = fake_gpu().uuid
+    scripted = FakeNvml(energies_j=[1.0, None, 3.0])
+    assert [scripted.energy_j(uuid) for _ in range(4)] == [1.0, None, 3.0, 3.0]
+
+    fake = FakeNvml(states=[fake_state(energy_j=5.0), fake_state(energy_j=6.0)])
+    assert [fake.energy_j(uuid), fake.energy_j(uuid)] == [5.0, 5.0]
+    fake.state(uuid)
+    fake.state(uuid)
+    assert fake.energy_j(uuid) == 6.0
+
+
+def test_the_fake_has_the_processes_of_its_next_state() -> None:
+    uuid = fake_gpu().uuid
+    fake = FakeNvml(states=[fake_state(process_pids=(1,)), fake_state(process_pids=(2,)), fake_state(process_pids=())])
+    assert [fake.state(uuid).process_pids, fake.process_pids(uuid), fake.state(uuid).process_pids] == [(1,), (2,), ()]
+
+
 def test_the_fake_refuses_a_gpu_that_it_does_not_have() -> None:
     with pytest.raises(DeviceError, match="GPU-nowhere"):
         FakeNvml().state("GPU-nowhere")
+
+
+def test_the_fake_loses_a_gpu_for_good_after_so_many_questions() -> None:
+    fake = FakeNvml(fake_gpu(), fake_gpu(1), lost={fake_gpu().uuid: 2})
+    fake.state(fake_gpu().uuid)
+    fake.condition(fake_gpu().uuid)
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=r"GPU 0 \(NVIDIA H100 80GB HBM3, GPU-0.* is lost"):
+            fake.sample(fake_gpu().uuid)
+    assert fake.sample(fake_gpu(1).uuid).power_w == 72.0
+
+
+def test_the_fake_loses_a_gpu_when_told() -> None:
+    fake = FakeNvml()
+    fake.usage(fake_gpu().uuid)
+    fake.lose(fake_gpu().uuid)
+    with pytest.raises(DeviceError, match="is lost"):
+        fake.usage(fake_gpu().uuid)
+
+
+def test_the_fake_reports_errors_to_whoever_listens_once() -> None:
+    fake = FakeNvml(xids={fake_gpu().uuid: [(), (13,)]})
+    fake.strike(fake_gpu().uuid, 31)  # before anybody listened
+    read = fake.error_meter(fake_gpu().uuid)
+    assert read is not None
+    assert read() == ()
+    fake.strike(fake_gpu().uuid, 79)
+    assert [read(), read()] == [(13, 79), ()]
+
+
+def test_the_fake_wears_one_gpu() -> None:
+    fake = FakeNvml(fake_gpu(), fake_gpu(1))
+    fake.wear(fake_gpu().uuid, ecc_uncorrected=2)
+    assert fake.condition(fake_gpu().uuid) == fake_condition(ecc_uncorrected=2)
+    assert fake.condition(fake_gpu(1).uuid) == fake_condition()
 
 
 def test_a_recording_plays_back_in_order_of_time(tmp_path: Path) -> None:
@@ -308,7 +528,9 @@ def test_a_recording_plays_back_in_order_of_time(tmp_path: Path) -> None:
     replay: Nvml = ReplayNvml.from_file(path)
     assert (replay.gpus(), replay.driver_version(), replay.cuda_version()) == (gpus, "580.159.04", "13.0")
     assert replay.has_nvlink(gpus[1].uuid, gpus[0].uuid) is True
+    assert replay.energy_j(gpus[0].uuid) == 0.0
     assert replay.state(gpus[0].uuid).energy_j == 0.0
+    assert (replay.energy_j(gpus[0].uuid), replay.process_pids(gpus[0].uuid)) == (0.0, ())
     assert replay.sample(gpus[0].uuid).power_w == 72.0
     assert [replay.state(gpus[0].uuid).energy_j for _ in range(2)] == [2.0, 2.0]
 

@@ -383,12 +383,12 @@ def test_gpu_that_is_lost_does_not_concern_plain_tests(pytester: pytest.Pytester
     result.assert_outcomes(passed=1)
 
 
-def test_visible_mig_instance_is_no_crash(pytester: pytest.Pytester) -> None:
-    suite = Suite(environment={"CUDA_VISIBLE_DEVICES": "MIG-4b5c"})
+def test_old_name_of_a_mig_instance_is_no_crash(pytester: pytest.Pytester) -> None:
+    suite = Suite(environment={"CUDA_VISIBLE_DEVICES": "MIG-GPU-4b5c/1/0"})
     result = suite.run(pytester)
 
     assert result.ret != 0
-    assert "MIG instance 'MIG-4b5c'" in result.stdout.str() + result.stderr.str()
+    assert "MIG instance 'MIG-GPU-4b5c/1/0'" in result.stdout.str() + result.stderr.str()
     assert_readable(result)
 
 

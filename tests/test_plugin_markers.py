@@ -54,10 +54,10 @@ def assert_usage_error(pytester: pytest.Pytester, result: pytest.RunResult, *tex
     [
         (
             "gpu(vram=40)",
-            ("Unknown argument 'vram' in @gpu of test_kernel", "Valid: arch, count, min_vram_gb, nvlink."),
+            ("Unknown argument 'vram' in @gpu of test_kernel", "Valid: arch, count, exclusive, min_vram_gb, nvlink."),
         ),
-        ("gpu(Count=2)", ("'Count'", "Valid: arch, count, min_vram_gb, nvlink.")),
-        ("gpu(40)", ("test_kernel", "arch, count, min_vram_gb, nvlink")),
+        ("gpu(Count=2)", ("'Count'", "Valid: arch, count, exclusive, min_vram_gb, nvlink.")),
+        ("gpu(40)", ("test_kernel", "arch, count, exclusive, min_vram_gb, nvlink")),
         ("gpu(count='2')", ("count='2'", "test_kernel", "a whole number of GPUs")),
         ("gpu(count=0)", ("count=0", "test_kernel")),
         ("gpu(count=-1)", ("count=-1", "test_kernel")),
@@ -186,7 +186,10 @@ def test_markers_are_explained(pytester: pytest.Pytester) -> None:
     result = Suite().run(pytester, "--markers")
 
     result.stdout.fnmatch_lines(
-        ["@pytest.mark.gpu(count=1, min_vram_gb=0, arch=None, nvlink=False):*", "@pytest.mark.perf(tolerance=None, *"]
+        [
+            "@pytest.mark.gpu(count=1, min_vram_gb=0, arch=None, nvlink=False, exclusive=*",
+            "@pytest.mark.perf(tolerance=None, *",
+        ]
     )
 
 

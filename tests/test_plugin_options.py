@@ -274,11 +274,11 @@ def test_results_are_written_where_the_option_says(pytester: pytest.Pytester) ->
     assert not (pytester.path / ".gpuperf").exists()
 
 
-def test_results_are_json_lines_with_one_line_for_the_run_each_test_and_the_end(pytester: pytest.Pytester) -> None:
+def test_results_are_json_lines_of_the_run_each_test_what_it_leased_and_the_end(pytester: pytest.Pytester) -> None:
     Suite().run(pytester)
     lines = (pytester.path / ".gpuperf/results.jsonl").read_text().splitlines()
 
-    assert [json.loads(line)["record"] for line in lines] == ["run", "test", "end"]
+    assert [json.loads(line)["record"] for line in lines] == ["run", "test", "lease", "end"]
     assert (pytester.path / ".gpuperf/.gitignore").read_text() == "*\n"
 
 

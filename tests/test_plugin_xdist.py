@@ -126,7 +126,7 @@ def assert_usage_error(result: pytest.RunResult, text: str) -> None:
 @pytest.mark.parametrize(
     ("marker", "text"),
     [
-        ("gpu(vram=40)", "Unknown argument 'vram' in @gpu of test_kernel. Valid: arch, count, min_vram_gb, nvlink."),
+        ("gpu(vram=40)", "Unknown argument 'vram' in @gpu of test_kernel. Valid: arch, count, exclusive, min_vram_gb"),
         ("perf(tolerance=5)", "In @perf of test_kernel: tolerance=5 is outside 0 to 1"),
     ],
 )

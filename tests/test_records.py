@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.records import (
+    RESULTS_SCHEMA,
     SCHEMA,
     BaselineFile,
     BaselineRun,
     Curve,
     Environment,
     Hardware,
+    KernelRecord,
     KernelSummary,
     KernelUse,
     Kind,
+    LeaseUse,
     Measurement,
     Method,
     MetricBaseline,
@@ -71,7 +74,9 @@ MEASUREMENT = Measurement(
 CURVE = Curve(x="batch size", points={"1": 590.0, "8": 4193.0}, end="out of memory at 16")
 VERDICT = Verdict(status="PASS", metric="throughput", reason="Fine.", tolerance=0.03, change=-0.001, sessions=5)
 KEY = TestKey(module="perf_tests/test_matmul.py", test="test_matmul[8192-bfloat16]")
-RUN = RunInfo(schema=SCHEMA, run_id="0123456789ab", date="2026-11-21T00:00:00+00:00", visit="v", commit="abc-dirty")
+RUN = RunInfo(
+    schema=RESULTS_SCHEMA, run_id="0123456789ab", date="2026-11-21T00:00:00+00:00", visit="v", commit="abc-dirty"
+)
 RERUN = Rerun(measurements=(MEASUREMENT,), duration_s=8.4)
 TEST = TestRecord(
     key=KEY,
@@ -106,9 +111,20 @@ KERNELS = KernelSummary(
     launches=1.0,
     launch_s=5e-6,
 )
+PROFILE = KernelRecord(key=KEY, metric="throughput", kernels=KERNELS)
+LEASE = LeaseUse(
+    device="0123456789ab",
+    name="NVIDIA H100 80GB HBM3",
+    begin="2026-11-21T10:00:00.000+00:00",
+    end="2026-11-21T10:00:08.500+00:00",
+    duration_s=8.5,
+    busy_share=0.61,
+    energy_j=4200.0,
+    worker="gw0",
+)
 EVERY_RECORD: tuple[Record, ...] = (
     *(METHOD, HARDWARE, ENVIRONMENT, TELEMETRY, CURVE, MEASUREMENT, VERDICT, KEY, RUN, RERUN, TEST, END),
-    *(BASELINE_RUN, SESSION, BASELINE, FILE, KERNEL, KERNELS),
+    *(BASELINE_RUN, SESSION, BASELINE, FILE, KERNEL, KERNELS, PROFILE, LEASE),
 )
 
 
@@ -224,13 +240,23 @@ def test_a_foreign_file_is_refused(line: bytes) -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade() -> None:
     with pytest.raises(UsageError) as error:
-        decode_lines([changed(RUN, schema=SCHEMA + 1)])
-    assert str(error.value) == f"The results have schema {SCHEMA + 1}, this version reads {SCHEMA}. Upgrade."
+        decode_lines([changed(RUN, schema=RESULTS_SCHEMA + 1)])
+    assert str(error.value) == "The results have schema 3, this version reads 2 and older. Upgrade pytest-gpuperf."
 
 
 def test_a_newer_schema_asks_for_an_upgrade_even_with_fields_unknown_here() -> None:
     with pytest.raises(UsageError, match="Upgrade"):
-        decode_lines([changed(RUN, schema=SCHEMA + 1, host="a"), changed(TEST, energy_j=1.0)])
+        decode_lines([changed(RUN, schema=RESULTS_SCHEMA + 1, host="a"), changed(TEST, energy_j=1.0)])
+
+
+def test_results_of_the_first_schema_are_read() -> None:
+    first = changed(RUN, schema=1)
+    assert decode_lines([first, *lines_of(TEST, END)]).tests == (TEST,)
+
+
+def test_lines_of_kernels_and_leases_are_read_wherever_they_stand() -> None:
+    results = decode_lines(lines_of(RUN, LEASE, TEST, PROFILE, END, LEASE))
+    assert (results.tests, results.profiles, results.uses, results.end) == ((TEST,), (PROFILE,), (LEASE, LEASE), END)
 
 
 def test_two_results_files_in_one_are_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.records import (
-    SCHEMA,
+    RESULTS_SCHEMA,
     Environment,
     Hardware,
     Measurement,
@@ -82,7 +82,7 @@ def test_the_first_line_is_the_run(writer: ResultsWriter, path: Path) -> None:
     writer.add(record())
     run = read_results(path).run
     assert run == writer.run
-    assert run.schema == SCHEMA
+    assert run.schema == RESULTS_SCHEMA
     assert run.date.endswith("+00:00")
     assert len(run.run_id) == 12
     assert path.read_bytes().splitlines()[0] == encode(run)

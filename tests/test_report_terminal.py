@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from pytest_gpuperf.analysis.explain import Cause
 from pytest_gpuperf.records import (
     BaselineRun,
     Environment,
@@ -299,12 +299,9 @@ def test_a_baseline_without_clocks_leaves_them_out() -> None:
 
 
 def test_the_first_line_names_the_most_likely_cause_and_its_share_and_the_next_ones_the_others() -> None:
-    causes = (
-        Cause(kind="replaced", text="kernel a replaced by b", share=4.1),
-        Cause(kind="clock", text="SM clock 1410 against 1755 MHz", share=0.2),
-    )
-    one = record()
-    lines = regression_message(one, REGRESSED, baseline(), THEN, accept="a", causes=causes).splitlines()
+    causes = ("kernel a replaced by b, 410 % of the loss", "SM clock 1410 against 1755 MHz, 20 % of the loss")
+    one = record((THROUGHPUT, replace(REGRESSED, causes=causes)))
+    lines = regression_message(one, one.verdicts[0], baseline(), THEN, accept="a").splitlines()
     assert lines[0] == (
         "test_matmul[8192-bfloat16] got slower on NVIDIA H100 80GB HBM3: kernel a replaced by b, 410 % of the loss"
     )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_gpuperf.errors import MeasurementError, UsageError
-from pytest_gpuperf.workloads.gpu_trace import gpu_time, intervals_of
+from pytest_gpuperf.workloads.gpu_trace import gpu_time
 from pytest_gpuperf.workloads.kv_cache import cause_of_low_use, filled_share_of, kv_use
 from pytest_gpuperf.workloads.requests import (
     Generation,
@@ -21,7 +21,6 @@ from pytest_gpuperf.workloads.requests import (
     Load,
     RequestTiming,
     Step,
-    busy_time_s,
     gpu_busy_share,
     in_sequence,
     percentile,
@@ -181,16 +180,6 @@ def test_a_request_without_a_token_is_counted_as_such() -> None:
     assert timings([("a", 0.0)], [], prompt_tokens=7)[0].output_tokens == 0
 
 
-_INTERVALS = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 50)), max_size=40)
-
-
-@given(_INTERVALS)
-def test_the_union_of_intervals_is_what_they_cover(spans: list[tuple[int, int]]) -> None:
-    """Unit cells of a ruler as the oracle."""
-    covered = {cell for begin, length in spans for cell in range(begin, begin + length)}
-    assert busy_time_s([(begin, begin + length) for begin, length in spans]) == len(covered)
-
-
 def test_the_busy_share_takes_time_from_one_pass_and_duration_from_the_other() -> None:
     """2 ms a step, 500 steps, in 2 s."""
     gpu = GpuTime(busy_s=0.2, steps=100, kernels=1)
@@ -213,7 +202,7 @@ def _trace(path: Path, *spans: tuple[str, float, float]) -> Path:
 def test_kernels_copies_and_fills_occupy_the_gpu(tmp_path: Path) -> None:
     """Operators of the host do not, and times are microseconds."""
     spans = [("kernel", 0, 10), ("gpu_memcpy", 20, 5), ("gpu_memset", 30, 1), ("cpu_op", 0, 100)]
-    assert sum(end - begin for begin, end in intervals_of(_trace(tmp_path / "a.json", *spans))) == pytest.approx(16e-6)
+    assert gpu_time([_trace(tmp_path / "a.json", *spans)], steps=1).busy_s == pytest.approx(16e-6)
 
 
 def test_ranks_are_averaged(tmp_path: Path) -> None:
@@ -231,7 +220,7 @@ def test_a_file_that_is_no_trace_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rank0.json"
     path.write_text('{"traceEvents": [')
     with pytest.raises(MeasurementError, match=r"rank0\.json is not a trace of torch's profiler"):
-        intervals_of(path)
+        gpu_time([path], steps=1)
 
 
 def test_no_trace_is_no_idle_gpu() -> None:

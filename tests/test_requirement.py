@@ -6,7 +6,7 @@ import pytest
 
 from pytest_gpuperf.devices import Device, find_devices
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.nvml import GpuInfo
+from pytest_gpuperf.nvml import Ancestor, GpuInfo
 from pytest_gpuperf.requirement import GpuRequirement, eligible, groups, shortfall
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
 
@@ -25,17 +25,20 @@ def h200(index: int = 0, **changes: Any) -> GpuInfo:
 
 def test_marker_arguments_become_a_requirement() -> None:
     asked = GpuRequirement.from_arguments(
-        "test_a", (), {"count": 2, "min_vram_gb": 40, "arch": "Hopper", "nvlink": True}
+        "test_a", (), {"count": 2, "min_vram_gb": 40, "arch": "Hopper", "nvlink": True, "exclusive": "host"}
     )
-    assert asked == GpuRequirement(count=2, min_vram_gb=40.0, arch="Hopper", nvlink=True)
-    assert str(asked) == "gpu(count=2, min_vram_gb=40, arch='Hopper', nvlink=True)"
+    assert asked == GpuRequirement(count=2, min_vram_gb=40.0, arch="Hopper", nvlink=True, exclusive="host")
+    assert str(asked) == "gpu(count=2, min_vram_gb=40, arch='Hopper', nvlink=True, exclusive='host')"
     assert str(GpuRequirement()) == "gpu()"
 
 
 def test_an_unknown_argument_is_named_with_the_valid_ones() -> None:
     with pytest.raises(UsageError) as raised:
         GpuRequirement.from_arguments("test_a", (), {"vram": 80})
-    assert str(raised.value) == "Unknown argument 'vram' in @gpu of test_a. Valid: arch, count, min_vram_gb, nvlink."
+    assert (
+        str(raised.value)
+        == "Unknown argument 'vram' in @gpu of test_a. Valid: arch, count, exclusive, min_vram_gb, nvlink."
+    )
 
 
 def test_a_positional_argument_is_refused() -> None:
@@ -57,6 +60,8 @@ def test_a_positional_argument_is_refused() -> None:
         ("arch", 9.0, "or a compute capability"),
         ("arch", ">9.0", "or a compute capability"),
         ("nvlink", 1, "True or False"),
+        ("exclusive", "node", "'gpu' (its GPUs alone, the default) or 'host' (the whole machine)"),
+        ("exclusive", True, "or 'host'"),
     ],
 )
 def test_an_argument_of_the_wrong_kind_is_refused(name: str, value: object, wanted: str) -> None:
@@ -171,3 +176,40 @@ def test_nvlink_must_connect_every_two_of_the_gpus() -> None:
 @pytest.mark.parametrize("nvml", [None, FakeNvml(*FOUR, nvlinks=None)])
 def test_nvlink_that_cannot_be_read_is_a_shortfall(nvml: FakeNvml | None) -> None:
     assert "known to be connected" in (shortfall(GpuRequirement(count=2, nvlink=True), found(*FOUR), nvml) or "")
+
+
+def test_only_the_best_connected_sets_are_offered_in_the_order_of_the_devices() -> None:
+    a, b, c, d = (gpu.uuid for gpu in FOUR)
+    places: dict[tuple[str, str], Ancestor] = dict.fromkeys([(a, c), (a, d), (b, c), (b, d)], "system")
+    nvml = FakeNvml(*FOUR, ancestors={**places, (a, b): "switch", (c, d): "switch"})
+    devices = find_devices(nvml, cuda_visible_devices=None)
+    found = groups(GpuRequirement(count=2), devices, nvml)
+    assert [[one.index for one in group] for group in found] == [[0, 1], [2, 3]]
+
+
+def test_the_driver_is_asked_once_a_pair_and_not_at_all_for_one_gpu() -> None:
+    nvml = FakeNvml(*FOUR)
+    devices = find_devices(nvml, cuda_visible_devices=None)
+    assert len(groups(GpuRequirement(count=3), devices, nvml)) == 4
+    assert nvml.calls.count("has_nvlink") == 6
+    groups(GpuRequirement(), devices, nvml)
+    assert nvml.calls.count("has_nvlink") == 6
+
+
+def mig(count: int, visible: str | None = None) -> tuple[Device, ...]:
+    parent = fake_gpu(0, mig_enabled=True)
+    parts = [fake_gpu(i, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", uuid=f"MIG-{i}") for i in range(count)]
+    return find_devices(FakeNvml(parent, instances={parent.uuid: parts}), cuda_visible_devices=visible)
+
+
+def test_a_test_gets_the_first_mig_instance_alone() -> None:
+    two = mig(2, "MIG-1,MIG-0")
+    assert [[one.uuid for one in group] for group in groups(GpuRequirement(), two, None)] == [["MIG-1"]]
+    assert groups(GpuRequirement(), two[1:], None) == ()
+
+
+def test_two_mig_instances_are_more_than_a_test_can_have() -> None:
+    assert shortfall(GpuRequirement(count=2), mig(2, "MIG-0,MIG-1")) == (
+        "test asks gpu(count=2), but CUDA shows a process one MIG instance, the first "
+        "(NVIDIA H100 80GB HBM3 MIG 1g.10gb). Ask for one GPU, or turn MIG off with `sudo nvidia-smi -mig 0`."
+    )

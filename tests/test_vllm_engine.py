@@ -20,6 +20,7 @@ from harness import Suite, assert_readable, results_of
 
 from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import EngineError, EngineOutOfMemory, NotSupported, UsageError
+from pytest_gpuperf.kernels import read_trace
 from pytest_gpuperf.nvml import Nvml
 from pytest_gpuperf.records import configuration_differences
 from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_machine, fake_state
@@ -319,6 +320,18 @@ def test_the_profiler_gives_the_union_of_the_kernels(start: Callable[..., Faulty
     assert gpu.busy_s == pytest.approx(15e-6)
     assert (gpu.steps, gpu.kernels) == (4, 2)
     assert gpu.step_s == pytest.approx(15e-6 / 4)
+
+
+def test_a_profile_says_what_ran_in_a_step_and_leaves_its_trace(
+    start: Callable[..., FaultyEngine], tmp_path: Path
+) -> None:
+    """Four steps."""
+    gpu = start(nvml=FakeNvml()).profile(_LOAD, keep=tmp_path / "kept.json.gz")
+    assert gpu is not None
+    assert gpu.summary is not None
+    assert [(use.name, use.count) for use in gpu.summary.kernels] == [("k", 0.5)]
+    assert gpu.summary.busy_s == pytest.approx(15e-6 / 4)
+    assert len(read_trace(tmp_path / "kept.json.gz")) == 3
 
 
 def test_a_profile_without_a_kernel_names_the_likely_cause(start: Callable[..., FaultyEngine]) -> None:

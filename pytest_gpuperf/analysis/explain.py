@@ -12,16 +12,21 @@ from pytest_gpuperf.analysis.kernel_names import short_name, trait
 from pytest_gpuperf.records import KernelSummary, KernelUse, Record
 from pytest_gpuperf.units import format_percent, format_value
 
-CauseKind = Literal["replaced", "added", "often", "slower", "pieces", "gaps", "graph", "clock", "process", "unseen"]
+CauseKind = Literal[
+    "replaced", "added", "often", "slower", "interrupted", "pieces", "gaps", "graph", "clock", "process", "unseen"
+]
 
 #: A profile that shows less than this part of the measured loss did not catch it.
 SEEN_SHARE = 0.3
 #: Parts below this share of the loss are noise, or not worth a line.
-LEAST_SHARE = 0.1
+LEAST_SHARE = 0.15
 #: Counts and clocks that differ by less are the same.
 SAME = 0.02
 #: From this many times as many launches of nearly everything, the work comes in smaller pieces.
 PIECES = 1.5
+#: A kernel whose mean is this many times its median, where it was not before, was interrupted: two processes on one GPU
+#: take turns of about 2 ms (an H200: a GEMM of 192 us in the median, 357 us in the mean, 204 us alone).
+INTERRUPTED = 1.2
 #: Lines that a message has room for.
 MOST = 3
 
@@ -211,13 +216,36 @@ def _more_often(changes: Sequence[_Change]) -> list[_Part]:
 def _slower(changes: Sequence[_Change], condition: Condition, usual: Condition) -> list[_Part]:
     """What the same launches take longer for; the clock's part of it first, of all kernels together."""
     slowed = [(change.now, _longer_s(change)) for change in changes if change.now and _longer_s(change) > 0]
+    names = {change.now.name for change in changes if change.now and _is_interrupted(change)}
+    parts = _interrupted([(use, longer_s) for use, longer_s in slowed if use.name in names])
+    slowed = [(use, longer_s) for use, longer_s in slowed if use.name not in names]
     drop = _clock_drop(condition, usual)
-    parts = []
     if drop > SAME and slowed:
         by_clock = sum(min(longer_s, (use.time_s - longer_s) * drop) for use, longer_s in slowed)
         parts.append(_Part(kind="clock", text=_clock_text(condition, usual), seconds=by_clock))
         slowed = [(use, max(longer_s - (use.time_s - longer_s) * drop, 0.0)) for use, longer_s in slowed]
     return parts + [_slowed(use, longer_s) for use, longer_s in slowed]
+
+
+def _is_interrupted(change: _Change) -> bool:
+    """Whether most launches are as quick as ever, and a few take many times as long."""
+    ours, theirs = _mean_over_median(change.now), _mean_over_median(change.then)
+    return ours is not None and ours > INTERRUPTED and (theirs is None or theirs < ours - (INTERRUPTED - 1) / 2)
+
+
+def _mean_over_median(use: KernelUse | None) -> float | None:
+    return use.time_s / use.count / use.median_s if use and use.median_s else None
+
+
+def _interrupted(slowed: Sequence[tuple[KernelUse, float]]) -> list[_Part]:
+    if not slowed:
+        return []
+    use = max(slowed, key=lambda one: one[1])[0]
+    text = (
+        f"kernels are interrupted: {short_name(use.name)} takes {_mean(use)} on average and "
+        f"{format_value(use.median_s or 0.0, 's', digits=3)} in the median: another process shares the GPU"
+    )
+    return [_Part(kind="interrupted", text=text, seconds=sum(longer_s for _, longer_s in slowed))]
 
 
 def _slowed(use: KernelUse, longer_s: float) -> _Part:
@@ -256,7 +284,7 @@ def _why_idle(now: KernelSummary, then: KernelSummary) -> str:
 
 def _taken_by_others(parts: Sequence[_Part]) -> list[_Part]:
     """What a second process on the GPU explains: the same kernels take longer, or wait."""
-    return [part for part in parts if part.kind in ("slower", "gaps", "clock")]
+    return [part for part in parts if part.kind in ("slower", "interrupted", "gaps", "clock")]
 
 
 def _clock_drop(condition: Condition, usual: Condition) -> float:

@@ -5,11 +5,13 @@ import re
 _LONGEST = 60
 #: torch names the operation of a generic kernel in the template's arguments: a functor, or a lambda's function.
 _OPERATION = re.compile(r"\b(\w*Functor\w*|\w+_functor|\w+Ops?|\w+_kernel(?:_cuda|_impl)?(?=\(at::Tensor))\b")
+#: Heads that say nothing: the template's first argument is the kernel.
+_GENERIC = re.compile(r"(?:^|::)(?:Kernel2?|device_kernel|kernel)<\s*([\w:]+)")
 _WRAPPERS = frozenset({"AUnaryFunctor", "BUnaryFunctor", "BinaryFunctor", "UnaryFunctor", "BUnaryFunctorOnSelf"})
 #: What a name shows -> what it means; the first that is found counts.
 _TRAITS = (
     (re.compile(r"tf32"), "tf32 tensor cores"),
-    (re.compile(r"[_\b]sgemm|f32f32_f32f32|simt_sgemm|_ffma_"), "fp32 without tensor cores"),
+    (re.compile(r"(?:^|_)sgemm|f32f32_f32f32|simt_sgemm|_ffma_"), "fp32 without tensor cores"),
     (re.compile(r"align1\b"), "operands aligned to 1 element"),
     (re.compile(r"align2\b"), "operands aligned to 2 elements"),
     (re.compile(r"splitK|split_k|splitk", re.IGNORECASE), "split over K"),
@@ -32,7 +34,8 @@ def short_name(name: str) -> str:
     if name.startswith(("Memcpy", "Memset")):
         return name
     plain = name.removeprefix("void ")
-    head = _without_namespaces(_until_bracket(plain))
+    inner = _GENERIC.match(plain) or _GENERIC.search(plain.split("(", maxsplit=1)[0])
+    head = _without_namespaces(inner[1] if inner else _until_bracket(plain))
     detail = _detail(plain, head)
     text = f"{head} ({detail})" if detail else head
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -13,7 +13,8 @@ from pytest_gpuperf.baseline_patch import git_patch
 from pytest_gpuperf.baselines import Change, Entry
 from pytest_gpuperf.environment import git_top
 from pytest_gpuperf.errors import GpuperfError
-from pytest_gpuperf.records import Results, Status, TestRecord
+from pytest_gpuperf.kernel_store import with_kernels
+from pytest_gpuperf.records import KernelRecord, LeaseUse, Results, Status, TestRecord
 from pytest_gpuperf.report.expectations import expectation_lines
 from pytest_gpuperf.report.results import ResultsWriter
 from pytest_gpuperf.report.terminal import Line, baseline_command, notes, table
@@ -74,9 +75,26 @@ class Controller:
         try:
             self.writer.add(record)
         except OSError as error:
-            problem = f"The results could not be written to {self.writer.path}: {error.strerror}."
-            self.problems += [] if problem in self.problems else [problem]
+            self._complain(error)
         return record
+
+    def add_profile(self, text: str) -> None:
+        """Take what a profiler saw as a worker sent it, and put it on disk."""
+        try:
+            self.writer.add_profile(msgspec.json.decode(text, type=KernelRecord))
+        except OSError as error:
+            self._complain(error)
+
+    def add_use(self, use: LeaseUse) -> None:
+        """Put on disk what became of a GPU while a test held it."""
+        try:
+            self.writer.add_use(use)
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        problem = f"The results could not be written to {self.writer.path}: {error.strerror}."
+        self.problems += [] if problem in self.problems else [problem]
 
     def end(self, seen: Collection[str], *, is_whole: bool, is_interrupted: bool) -> None:
         """Close the results, and bring the baselines up to date if that was asked for.
@@ -133,12 +151,15 @@ class Controller:
         if self._patch is not None:
             reason = self._accept or f"accepted by applying the patch of {run.commit or run.run_id}"
             plan = baselines.plan(self._baselines_root, run, records, accept_reason=reason)
+            plan = with_kernels(plan, self._baselines_root, run, records, self.writer.profiles)
             self._patch.parent.mkdir(parents=True, exist_ok=True)
             top = git_top(self._baselines_root) or self._root
             self._patch.write_text(git_patch(self._baselines_root, plan, top=top), encoding="utf-8")
             self._changes = plan.changes
         elif self._update or self._accept is not None:
-            self._changes = baseline_store.write(self._baselines_root, run, records, accept_reason=self._accept)
+            self._changes = baseline_store.write(
+                self._baselines_root, run, records, accept_reason=self._accept, profiles=self.writer.profiles
+            )
 
     def _add_to_history(self, place: str) -> None:
         from pytest_gpuperf.analysis.history_file import place_of

@@ -7,7 +7,18 @@ from uuid import uuid4
 
 from pytest_gpuperf.environment import git_commit, visit_id
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.records import SCHEMA, Record, Results, RunEnd, RunInfo, TestRecord, decode_lines, encode
+from pytest_gpuperf.records import (
+    RESULTS_SCHEMA,
+    KernelRecord,
+    LeaseUse,
+    Record,
+    Results,
+    RunEnd,
+    RunInfo,
+    TestRecord,
+    decode_lines,
+    encode,
+)
 
 
 class ResultsWriter:
@@ -22,6 +33,7 @@ class ResultsWriter:
         now = datetime.now(UTC)
         self.path = path
         self.tests: list[TestRecord] = []
+        self.profiles: list[KernelRecord] = []
         self._is_begun = False
         self._root = root
         self._now = now
@@ -32,7 +44,7 @@ class ResultsWriter:
         """This run; its git revision is looked up at the first result."""
         if self._run is None:
             self._run = RunInfo(
-                schema=SCHEMA,
+                schema=RESULTS_SCHEMA,
                 run_id=uuid4().hex[:12],
                 date=self._now.isoformat(timespec="seconds"),
                 visit=visit_id(self._now),
@@ -47,6 +59,26 @@ class ResultsWriter:
             OSError: The file cannot be written.
         """
         self.tests.append(record)
+        self._put(record)
+
+    def add_profile(self, record: KernelRecord) -> None:
+        """Append what a profiler saw of one metric.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self.profiles.append(record)
+        self._put(record)
+
+    def add_use(self, record: LeaseUse) -> None:
+        """Append what became of a GPU while a test held it; the next line takes it to the disk.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self._put(record, is_urgent=False)
+
+    def _put(self, record: Record, *, is_urgent: bool = True) -> None:
         if not self._is_begun:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
@@ -54,19 +86,20 @@ class ResultsWriter:
                 (self.path.parent / ".gitignore").write_text("*\n")
             self._append(self.run)
             self._is_begun = True
-        self._append(record)
+        self._append(record, is_urgent=is_urgent)
 
     def end(self, tests: tuple[str, ...], *, is_whole: bool) -> None:
         """Append the last line, if anything was written at all."""
         if self._is_begun:
             self._append(RunEnd(tests=tests, is_whole=is_whole))
 
-    def _append(self, record: Record) -> None:
+    def _append(self, record: Record, *, is_urgent: bool = True) -> None:
         with self.path.open("ab", buffering=0) as file:
             size = file.tell()
             try:
                 file.write(encode(record) + b"\n")
-                os.fsync(file.fileno())
+                if is_urgent:
+                    os.fsync(file.fileno())
             except OSError:
                 file.truncate(size)  # half a line would spoil the next one
                 raise

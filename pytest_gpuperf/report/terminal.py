@@ -12,7 +12,6 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from pytest_gpuperf.analysis.explain import Cause
 from pytest_gpuperf.environment import version_differences
 from pytest_gpuperf.judge import ENOUGH_SESSIONS, tolerance_warning
 from pytest_gpuperf.records import (
@@ -170,13 +169,7 @@ def _change(verdict: Verdict) -> str:
 
 
 def regression_message(
-    record: TestRecord,
-    verdict: Verdict,
-    baseline: MetricBaseline,
-    then: Environment | None,
-    *,
-    accept: str,
-    causes: Sequence[Cause] = (),
+    record: TestRecord, verdict: Verdict, baseline: MetricBaseline, then: Environment | None, *, accept: str
 ) -> str:
     """Say in at most a dozen lines what got slower and why, by how much, what the GPU did, and how to accept it.
 
@@ -186,7 +179,6 @@ def regression_message(
         baseline: What it was compared with.
         then: Environment of the baseline's last session.
         accept: Command that accepts the value, up to the test.
-        causes: The most important first.
     """
     measurement = next(m for m in record.measurements if m.metric == verdict.metric)
     measurement = _shown(measurement, verdict, record)
@@ -198,8 +190,8 @@ def regression_message(
     if measurement.curve:  # one size, or an end that came early, may be what is slower
         how = verdict.reason.rstrip(".")
     rows = [
-        f"{record.key.test} got {slower} on {record.environment.hardware.name}" + (f": {causes[0]}" if causes else ""),
-        *(f"  and: {cause}" for cause in causes[1:]),
+        ": ".join((f"{record.key.test} got {slower} on {record.environment.hardware.name}", *verdict.causes[:1])),
+        *(f"  and: {cause}" for cause in verdict.causes[1:]),
         f"  {measurement.metric}: {format_value(measurement.value, unit)}, baseline {_of_baseline(verdict, unit)}",
         f"  {how}{confirmed}",
         f"  {_then_and_now(measurement.telemetry, baseline)}",

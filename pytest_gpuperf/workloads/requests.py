@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from pytest_gpuperf.errors import MeasurementError, UsageError
-from pytest_gpuperf.records import Record
+from pytest_gpuperf.records import KernelSummary, Record
 
 
 class Load(Record, frozen=True, kw_only=True):
@@ -230,11 +230,13 @@ class GpuTime(Record, frozen=True, kw_only=True):
         busy_s: Time in which at least one kernel or copy ran.
         steps: Steps of the engine.
         kernels: Kernels and copies.
+        summary: What ran in one step, on the busiest of them: for `perf.record(..., kernels=...)`.
     """
 
     busy_s: float
     steps: int
     kernels: int
+    summary: KernelSummary | None = None
 
     @property
     def step_s(self) -> float:
@@ -267,15 +269,6 @@ def tail_busy_share(gpu_busy_share: float, *, median_s: float, tail_s: float) ->
     0.31
     """
     return gpu_busy_share * min(median_s / tail_s, 1.0)
-
-
-def busy_time_s(intervals: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals, each from its begin to its end, in any order."""
-    total, reached = 0.0, -math.inf
-    for begin, end in sorted(intervals):
-        total += max(end - max(begin, reached), 0.0)
-        reached = max(reached, end)
-    return total
 
 
 def in_sequence(generations: Sequence[Generation]) -> Generation:

@@ -74,6 +74,7 @@ class Engine:
         nvml: The driver's library, or `None`.
         folder: For configurations, logs and traces.
         load_timeout_s: Most seconds until the model is loaded, imports included.
+        descriptors: Of the locks of the devices; the engine's process inherits them.
 
     Attributes:
         load_time_s: What building vLLM's `LLM` took.
@@ -104,12 +105,14 @@ class Engine:
         nvml: Nvml | None = None,
         folder: Path | None = None,
         load_timeout_s: float = 900.0,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.config = config
         self._devices = tuple(devices[: config.tensor_parallel_size])
         self._nvml = nvml
         self._folder = (folder or Path(".gpuperf")).resolve()
         self._load_timeout_s = load_timeout_s
+        self._descriptors = tuple(descriptors)
         self._process: HostProcess | None = None
         self._teardown: Teardown | None = None
         check_config(config, devices)
@@ -127,7 +130,7 @@ class Engine:
             EngineError: It died, hung, or refused the configuration.
         """
         begin_s = time.perf_counter()
-        self._before_bytes = self._used_bytes()
+        self._before_bytes = self.memory_used_bytes()
         environment = child_environment(
             self._devices, nvml=self._nvml, own=self.config.environment, is_offline=not self.config.is_remote
         )
@@ -139,6 +142,7 @@ class Engine:
             environment=environment,
             log=self._folder / "vllm" / f"{self.config.label}-{number}.log",
             name=f"vLLM {self.version} ({self.config.label})",
+            descriptors=self._descriptors,
         )
         try:
             arguments = self._arguments()
@@ -194,7 +198,7 @@ class Engine:
         check_lengths(generation, load)
         return generation
 
-    def profile(self, load: Load, *, timeout_s: float = 300) -> GpuTime | None:
+    def profile(self, load: Load, *, timeout_s: float = 300, keep: Path | None = None) -> GpuTime | None:
         """Generate a load under the profiler: how long the GPUs computed. `None` where there is no GPU.
 
         Do so after what is timed: vLLM's profiler, once started, keeps costing the host a little.
@@ -202,6 +206,7 @@ class Engine:
         Args:
             load: That of the timed pass, or a short one of the same kind.
             timeout_s: Most seconds to wait.
+            keep: File for the first GPU's trace, `.json.gz`; its folder is there.
 
         Raises:
             UsageError: A request longer than `max_model_len`.
@@ -209,7 +214,8 @@ class Engine:
         """
         if not self._is_on_gpu:
             return None
-        reply = self._ask(Profile(load=load), f"profiling {_described(load)}", timeout_s)
+        command = Profile(load=load, keep=str(keep.resolve()) if keep else None)
+        reply = self._ask(command, f"profiling {_described(load)}", timeout_s)
         return self._expect(reply, Profiled).gpu
 
     def close(self) -> Teardown:
@@ -232,8 +238,8 @@ class Engine:
         )
         return self._teardown
 
-    def _used_bytes(self) -> tuple[int, ...]:
-        """Memory in use on each device; empty where the driver does not tell."""
+    def memory_used_bytes(self) -> tuple[int, ...]:
+        """Read the memory in use on each device, by all processes; empty without NVML, or where it does not tell."""
         if self._nvml is None or not self._is_on_gpu:
             return ()
         used = [self._nvml.state(device.uuid).memory_used_bytes for device in self._devices]
@@ -243,7 +249,7 @@ class Engine:
         """Memory in use once it is back where it was, or after a while."""
         limit_s = time.monotonic() + self.free_timeout_s
         while True:
-            used = self._used_bytes()
+            used = self.memory_used_bytes()
             pairs = zip(used, self._before_bytes, strict=False)
             if all(now <= before + LEFT_BYTES for now, before in pairs) or time.monotonic() > limit_s:
                 return used

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import msgspec
 
+from pytest_gpuperf.kernels import keep_trace
 from pytest_gpuperf.workloads.gpu_trace import gpu_time
 from pytest_gpuperf.workloads.requests import Generation, GpuTime, Load, RequestTiming, Step, prompts_of
 
@@ -171,7 +172,7 @@ def _timing(begin_s: float, times_s: Sequence[float], *, prompt_tokens: int, out
     )
 
 
-def profile(llm: Any, load: Load, *, vocab: int, folder: Path) -> GpuTime:
+def profile(llm: Any, load: Load, *, vocab: int, folder: Path, keep: Path | None = None) -> GpuTime:
     """Generate a load under vLLM's torch profiler and read what ran on the GPUs.
 
     Args:
@@ -179,6 +180,7 @@ def profile(llm: Any, load: Load, *, vocab: int, folder: Path) -> GpuTime:
         load: What to generate.
         vocab: Token ids are below it.
         folder: The profiler's; its traces are read and removed.
+        keep: File for the first of them, compressed; its folder is there.
 
     Raises:
         MeasurementError: There is no trace, or nothing in it.
@@ -189,8 +191,10 @@ def profile(llm: Any, load: Load, *, vocab: int, folder: Path) -> GpuTime:
     finally:
         llm.stop_profile()
     traces = sorted(folder.glob("*.pt.trace.json*"))
+    if keep is not None and traces:
+        keep_trace(traces[0], keep)
     try:
-        return gpu_time(traces, steps=generation.step_count)
+        return gpu_time(traces, steps=generation.step_count, duration_s=generation.duration_s)
     finally:
         for trace in traces:
             trace.unlink()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.workloads.requests import GpuTime, Load
+from pytest_gpuperf.workloads.requests import GpuTime
 from pytest_gpuperf.workloads.vllm_driver import generate, profile, stat_loggers
 from pytest_gpuperf.workloads.vllm_messages import (
     Command,
@@ -78,17 +78,18 @@ class Host:
             case Generate():
                 return Generated(generation=generate(self._llm, command.load, vocab=self._vocab))
             case Profile():
-                return Profiled(gpu=self._profile(command.load))
+                return Profiled(gpu=self._profile(command))
             case Stop():
                 self._is_stopping = True
                 if self._llm is not None:
                     self._llm.llm_engine.engine_core.shutdown()
                 return Stopped()
 
-    def _profile(self, load: Load) -> GpuTime | None:
+    def _profile(self, command: Profile) -> GpuTime | None:
         if self._profile_folder is None:
             return None
-        return profile(self._llm, load, vocab=self._vocab, folder=Path(self._profile_folder))
+        keep = Path(command.keep) if command.keep else None
+        return profile(self._llm, command.load, vocab=self._vocab, folder=Path(self._profile_folder), keep=keep)
 
     def _watch_core(self) -> None:
         """End this process when vLLM's core has died: `LLM.generate` may wait for it for ever (seen in 0.32)."""

@@ -27,9 +27,14 @@ class Generate(Record, frozen=True, kw_only=True, tag="generate"):
 
 
 class Profile(Record, frozen=True, kw_only=True, tag="profile"):
-    """Generate a load under the profiler."""
+    """Generate a load under the profiler.
+
+    Attributes:
+        keep: File for the trace of the first rank; `None`: none is kept.
+    """
 
     load: Load
+    keep: str | None = None
 
 
 class Stop(Record, frozen=True, kw_only=True, tag="stop"):

@@ -42,12 +42,21 @@ class HostProcess:
         environment: Its whole environment.
         log: File for both of its streams.
         name: For messages, such as `vLLM 0.26.0 (llama-3-8b)`.
+        descriptors: It inherits these: what a lease holds, so that it stays held while the engine lives.
 
     Raises:
         OSError: It cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], log: Path, name: str) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        name: str,
+        descriptors: Sequence[int] = (),
+    ) -> None:
         self.log = log
         self.name = name
         self.has_failed = False
@@ -64,7 +73,7 @@ class HostProcess:
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    pass_fds=(child_fd,),
+                    pass_fds=(child_fd, *descriptors),
                     start_new_session=True,
                 )
         finally:

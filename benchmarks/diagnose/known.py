@@ -1,0 +1,130 @@
+"""Diagnoses workloads whose limit is known, each in a fresh process: expected, found, by which numbers.
+
+    python benchmarks/diagnose/known.py OUT.json                                  # matmul, copy, tiny kernels, sleep
+    python benchmarks/diagnose/known.py OUT.json --all-reduce                     # and two GPUs
+    python benchmarks/diagnose/known.py OUT.json --llama transformers --llama vllm   # and Llama-3-8B, 16 GB of memory
+
+A row without an expectation is there for its numbers: whether the host limits transformers depends on the host. Exit
+code 0: all that is expected was found.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+#: Expected classes of a phase; empty: whatever the numbers say.
+COMPUTE, MEMORY, OVERHEAD, IDLE = "compute-bound", "memory-bound", "overhead-bound", "idle"
+
+
+class Case(NamedTuple):
+    """One run of the command."""
+
+    name: str
+    arguments: tuple[str, ...]
+    expected: dict[str, tuple[str, ...]]
+
+
+KERNELS = (
+    Case("matmul 8192", ("matmul",), {"matmul": (COMPUTE,)}),
+    Case("copy 1 GiB", ("copy",), {"copy": (MEMORY,)}),
+    Case("1,000 tiny kernels", ("tiny-kernels",), {"tiny-kernels": (OVERHEAD,)}),
+    Case("sleep", ("sleep",), {"sleep": (IDLE,)}),
+)
+ALL_REDUCE = Case("all-reduce, 2 GPUs", ("all-reduce",), {"all-reduce": ("communication-bound",)})
+#: Decode of one request reads the weights for one token: memory, unless the host cannot keep up. vLLM's CUDA graphs
+#: let it; transformers launches each kernel.
+LLAMA = {
+    "transformers": {"prefill": (COMPUTE,), "decode 1": (MEMORY, OVERHEAD), "decode 128": ()},
+    "vllm": {"prefill": (COMPUTE,), "decode 1": (MEMORY,), "decode 128": ()},
+}
+
+
+def llama(engine: str) -> Iterator[Case]:
+    """Reading of 2,048 tokens, decode of one request and of 128."""
+    expected = LLAMA[engine]
+    model = ("--model", "llama-3-8b", "--engine", engine)
+    reading = (*model, "--phase", "prefill", "--prompt-tokens", "2048", "--iterations", "30")
+    yield Case(f"{engine} prefill 2048", reading, {"prefill": expected["prefill"]})
+    for batch in (1, 128):
+        decoding = (*model, "--phase", "decode", "--prompt-tokens", "128", "--output-tokens", "64")
+        arguments = (*decoding, "--batch-size", str(batch))
+        yield Case(f"{engine} decode {batch}", arguments, {"decode": expected[f"decode {batch}"]})
+
+
+def diagnosed(case: Case, *, device: str, ceilings: str, timeout_s: float) -> dict[str, Any]:
+    """The command's JSON, or what went wrong."""
+    command = [sys.executable, "-c", "from pytest_gpuperf.cli import main; main()", "diagnose", *case.arguments]
+    options = ["--json", "--device", device, "--ceilings", ceilings, "--limit", "20"]
+    begin_s = time.perf_counter()
+    try:
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"did not end in {timeout_s:.0f} s"}
+    if done.returncode != 0:
+        return {"error": (done.stderr.strip() or done.stdout.strip())[-600:]}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {**found, "took_s": time.perf_counter() - begin_s}
+
+
+def rows_of(case: Case, found: dict[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    """A line a part, whether it is what was expected, and its numbers."""
+    if "error" in found:
+        yield case.name, False, found["error"]
+        return
+    for part in found["parts"]:
+        wanted = case.expected.get(part["name"], ())
+        shares = part["shares"]
+        numbers = "  ".join(
+            f"{name} {percent(shares[name])}" for name in ("busy", "memory", "compute", "communication")
+        )
+        near = part["next"]
+        beside = f"; next {near['limit']} ({near['axis']}, {100 * near['distance']:.0f} points)" if near else ""
+        verdict = f"{' or '.join(wanted) or '-':<31} {part['limit'] or 'not known':<20} {numbers}{beside}"
+        yield case.name, not wanted or part["limit"] in wanted, verdict
+
+
+def percent(share: float | None) -> str:
+    """A share in whole percent."""
+    return "   - " if share is None else f"{100 * share:3.0f} %"
+
+
+def main() -> int:
+    """Run all, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--all-reduce", action="store_true", help="over two GPUs")
+    parser.add_argument("--llama", action="append", default=[], choices=sorted(LLAMA), help="engine; more than once")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--ceilings", default="measured", choices=("measured", "data-sheet"))
+    parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one case")
+    parser.add_argument("--budget", type=float, default=1500.0, help="seconds after which no further case is begun")
+    options = parser.parse_args()
+    on_cpu = [case for case in KERNELS if case.name != "1,000 tiny kernels"]  # not told from latency there
+    cases = [*(on_cpu if options.device == "cpu" else KERNELS), *([ALL_REDUCE] if options.all_reduce else [])]
+    cases += [case for engine in options.llama for case in llama(engine)]
+    begin_s, kept, wrong = time.perf_counter(), {}, 0
+    print(f"{'':2} {'workload':<26} {'expected':<31} {'found':<20} numbers")
+    for case in cases:
+        if time.perf_counter() - begin_s > options.budget:
+            print(f"-- {case.name:<26} left out: {options.budget:.0f} s are over")
+            continue
+        found = diagnosed(case, device=options.device, ceilings=options.ceilings, timeout_s=options.timeout)
+        kept[case.name] = found
+        for name, is_right, text in rows_of(case, found):
+            wrong += not is_right
+            print(f"{'ok' if is_right else '!!'} {name:<26} {text}", flush=True)
+        for part in found.get("parts", ()):
+            for number, advice in enumerate(part["recommendations"], 1):
+                print(f"     {number}. {advice['because']}: {advice['action']}; at most {advice['gain']:.3g}x")
+        options.out.write_text(json.dumps(kept, indent=1))
+    print(f"{wrong} wrong, {time.perf_counter() - begin_s:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

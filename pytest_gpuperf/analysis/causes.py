@@ -1,0 +1,87 @@
+"""The causes of a test's regressions: what is known of both sides, put together for `explain`."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from pytest_gpuperf.analysis.explain import Condition, explain
+from pytest_gpuperf.errors import BaselineError
+from pytest_gpuperf.records import (
+    BaselineFile,
+    KernelSummary,
+    Measurement,
+    MetricBaseline,
+    TestKey,
+    TestRecord,
+    Verdict,
+)
+
+#: Profiles by test and metric.
+Profiles = Mapping[tuple[TestKey, str], KernelSummary]
+#: What was stored with a metric's baseline.
+Stored = Callable[[str], KernelSummary | None]
+
+
+def explained(record: TestRecord, file: BaselineFile | None, profiles: Profiles, stored: Stored) -> TestRecord:
+    """Return the record with the causes of what is REGRESSED.
+
+    Args:
+        record: Judged.
+        file: Baselines of its module.
+        profiles: What ran now.
+        stored: Gives what ran when a metric's baseline was recorded.
+    """
+    baselines = file.tests.get(record.key.test, {}) if file else {}
+    verdicts = tuple(
+        replace(verdict, causes=_causes(record, verdict, baselines[verdict.metric], profiles, stored))
+        if verdict.status == "REGRESSED" and verdict.metric in baselines
+        else verdict
+        for verdict in record.verdicts
+    )
+    return replace(record, verdicts=verdicts)
+
+
+def _causes(
+    record: TestRecord, verdict: Verdict, baseline: MetricBaseline, profiles: Profiles, stored: Stored
+) -> tuple[str, ...]:
+    now, then = _sides(record, verdict.metric, profiles, stored)
+    runs = record.runs_of(verdict.metric)
+    found = explain(
+        now,
+        then,
+        slower=verdict.change or 0.0,
+        condition=Condition(sm_clock_mhz=_clock_mhz(runs[1:] or runs)),
+        usual=Condition(sm_clock_mhz=_usual_clock_mhz(baseline)),
+    )
+    return tuple(map(str, found))
+
+
+def _sides(
+    record: TestRecord, metric: str, profiles: Profiles, stored: Stored
+) -> tuple[KernelSummary | None, KernelSummary | None]:
+    """Both profiles of a metric, or of another one of the same test: of an engine, one stands for all."""
+    for name in (metric, *(measurement.metric for measurement in record.measurements)):
+        try:
+            now, then = profiles.get((record.key, name)), stored(name)
+        except BaselineError:  # what cannot be read explains nothing, and is no reason for silence on the regression
+            return None, None
+        if now and then:
+            return now, then
+    return None, None
+
+
+def _clock_mhz(runs: Sequence[Measurement]) -> float | None:
+    """Mean SM clock of what was measured by us; a test's own number may be of a region where the GPU idled."""
+    clocks = [
+        run.telemetry.sm_clock_mhz
+        for run in runs
+        if run.telemetry and run.telemetry.sm_clock_mhz and run.method.mode not in ("recorded", "curve")
+    ]
+    return sum(clocks) / len(clocks) if clocks else None
+
+
+def _usual_clock_mhz(baseline: MetricBaseline) -> float | None:
+    if baseline.method.mode in ("recorded", "curve"):
+        return None
+    clocks = [run.sm_clock_mhz for session in baseline.sessions for run in session.runs if run.sm_clock_mhz]
+    return sum(clocks) / len(clocks) if clocks else None
