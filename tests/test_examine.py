@@ -435,6 +435,17 @@ def test_packages_are_held_against_what_is_asked_for(monkeypatch: pytest.MonkeyP
     assert found["pynvml"].is_met
 
 
+def test_of_several_extras_the_one_that_fits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["torch<=2.13.0,>=2.6; extra == 'torch'", "torch==2.13.0; extra == 'vllm-cpu'"]
+    monkeypatch.setattr(metadata, "requires", lambda _: asked)
+    monkeypatch.setattr(examine_module, "_version", {"torch": "2.11.0+cu130"}.get)
+    assert next(one for one in packages_of() if one.name == "torch").is_met
+    monkeypatch.setattr(examine_module, "_version", {"torch": "2.5.0"}.get)
+    torch = next(one for one in packages_of() if one.name == "torch")
+    assert not torch.is_met
+    assert torch.needed == "<=2.13.0,>=2.6 or ==2.13.0"
+
+
 def finished(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
     monkeypatch.setattr(examine_module, "_version", lambda _: "2.11.0")
     monkeypatch.setattr(examine_module, "run_group", lambda *_, **__: Finished(**fields))

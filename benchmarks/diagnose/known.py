@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pytest_gpuperf.analysis.advice import format_gain
+
 #: Expected classes of a phase; empty: whatever the numbers say.
 COMPUTE, MEMORY, OVERHEAD, IDLE = "compute-bound", "memory-bound", "overhead-bound", "idle"
 
@@ -120,7 +122,7 @@ def main() -> int:
             print(f"{'ok' if is_right else '!!'} {name:<26} {text}", flush=True)
         for part in found.get("parts", ()):
             for number, advice in enumerate(part["recommendations"], 1):
-                print(f"     {number}. {advice['because']}: {advice['action']}; at most {advice['gain']:.3g}x")
+                print(f"     {number}. {advice['because']}: {advice['action']}; at most {format_gain(advice['gain'])}")
         options.out.write_text(json.dumps(kept, indent=1))
     print(f"{wrong} wrong, {time.perf_counter() - begin_s:.0f} s")
     return 1 if wrong else 0

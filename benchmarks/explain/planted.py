@@ -2,9 +2,10 @@
 
     python benchmarks/explain/planted.py OUT [--device auto]
 
-Records a baseline of the suite beside this file in two fresh processes, judges the same code once, then the suite with
-PLANTED=1, then one test with another process multiplying on the GPU. Prints each test's verdict and first line, and
-whether the line names what was planted. Writes OUT/planted.json, and the results of every run.
+Records a baseline of the suite beside this file in two fresh processes, judges the same code once, then each test with
+PLANTED=1 in a run of its own (together they would be one message about the machine), the last with another process
+multiplying on the GPU. Prints each test's verdict and first line, and whether the line names what was planted. Writes
+OUT/planted.json, and the results of every run.
 """
 
 import argparse
@@ -13,8 +14,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pytest_gpuperf.records import TestRecord
@@ -72,20 +73,13 @@ def neighbour(device: str) -> Iterator[None]:
         hog.wait()
 
 
-def rows_of(records: Sequence[TestRecord], chosen: str) -> list[dict[str, object]]:
-    """A row for each test whose name holds `chosen`, or, with `!` before it, does not."""
-    rows = []
-    for record in records:
-        if (chosen.lstrip("!") in record.key.test) == chosen.startswith("!"):
-            continue
-        verdict = record.verdicts[0]
-        first = verdict.causes[0] if verdict.causes else verdict.reason
-        named = any(word in first for word in WORDS[record.key.test])
-        rows.append(
-            {"test": record.key.test, "status": verdict.status, "change": verdict.change, "first": first}
-            | {"named": named, "causes": verdict.causes, "duration_s": record.duration_s}
-        )
-    return rows
+def row_of(record: TestRecord) -> dict[str, object]:
+    """Whether the first line names what was planted."""
+    verdict = record.verdicts[0]
+    first = verdict.causes[0] if verdict.causes else verdict.reason
+    named = any(word in first for word in WORDS[record.key.test])
+    row = {"test": record.key.test, "status": verdict.status, "change": verdict.change, "first": first, "named": named}
+    return {**row, "causes": verdict.causes, "duration_s": record.duration_s}
 
 
 def main() -> int:
@@ -101,10 +95,11 @@ def main() -> int:
             out, f"record-{number}", given.device, "--gpuperf-update", "--gpuperf-budget", "0" if number == 1 else "60"
         )
     unchanged = run_suite(out, "unchanged", given.device)
-    planted = run_suite(out, "planted", given.device, "--gpuperf-budget", "60", "-k", "not neighbour", planted=True)
-    with neighbour(given.device):
-        beside = run_suite(out, "beside", given.device, "--gpuperf-budget", "20", "-k", "neighbour")
-    rows = rows_of(planted, "!neighbour") + rows_of(beside, "neighbour")
+    rows = []
+    for test in WORDS:
+        with neighbour(given.device) if test == "test_neighbour" else nullcontext():
+            records = run_suite(out, test, given.device, "--gpuperf-budget", "20", "-k", test, planted=True)
+        rows += [row_of(record) for record in records]
     statuses = [verdict.status for record in unchanged for verdict in record.verdicts]
     found = {"rows": rows, "unchanged": statuses}
     (out / "planted.json").write_text(json.dumps(found, indent=1) + "\n")

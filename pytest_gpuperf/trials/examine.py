@@ -153,14 +153,18 @@ def _taken(probe: Probe[T], troubles: list[Trouble]) -> T | None:
 def packages_of() -> tuple[Package, ...]:
     """Compare the packages that matter with what this one asks for."""
     from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
-    asked = [Requirement(text) for text in metadata.requires("pytest-gpuperf") or ()]
-    needed = {one.name.lower(): one.specifier for one in asked}  # those of extras too: who has one, needs one that fits
+    needed: dict[str, list[SpecifierSet]] = {}
+    for text in metadata.requires("pytest-gpuperf") or ():
+        asked = Requirement(text)  # of extras too: who has one, needs one that fits, whichever extra it came with
+        needed.setdefault(asked.name.lower(), []).append(asked.specifier)
     found = []
     for name in _PACKAGES:
-        version, specifier = _version(name), needed.get(name)
-        is_met = version is None or specifier is None or specifier.contains(version, prereleases=True)
-        found.append(Package(name=name, version=version, needed=str(specifier or ""), is_met=is_met))
+        version, specifiers = _version(name), needed.get(name, [])
+        is_met = version is None or not specifiers or any(one.contains(version, prereleases=True) for one in specifiers)
+        words = " or ".join(dict.fromkeys(map(str, specifiers)))
+        found.append(Package(name=name, version=version, needed=words, is_met=is_met))
     return tuple(found)
 
 

@@ -17,9 +17,11 @@ from pytest_gpuperf.trials.watch_status import Status, Word, status_of
 _WORKING_FROM = 0.5
 #: What costs the driver most, 1.7 ms and 4 ms of a CPU on an H200 (all else of a sample: 0.2 ms at most), is read of
 #: one GPU at a time: however many there are, the hardware's counters of one this often, and the energy of one.
-ACTIVITY_TURN_S, ENERGY_TURN_S = 0.5, 2.0
+ACTIVITY_TURN_S, ENERGY_TURN_S = 1.0, 5.0
 #: Whose processes they are is asked of /proc, one by one.
 _LOOK_EVERY_S = 2.0
+#: Asking for critical errors takes as long as all the clocks together.
+_ERRORS_EVERY_S = 1.0
 #: A GPU that does not answer may take seconds to say so: the others are not to wait for it at every turn.
 _RETRY_EVERY_S = 5.0
 #: How long a critical error stays the status.
@@ -159,6 +161,7 @@ class GpuWatch:
         self._begin_s = self._look_at_s = self._retry_at_s = clock()
         self._activity_due = _Due(self._begin_s, activity_every_s, turn)
         self._energy_due = _Due(self._begin_s, energy_every_s, turn)
+        self._errors_due = _Due(self._begin_s, _ERRORS_EVERY_S, 0.0)
         self._before: GpuState | None = None
         self._totals = _Totals()
         try:
@@ -226,7 +229,7 @@ class GpuWatch:
         return found
 
     def _fresh_xids(self, now_s: float) -> tuple[int, ...]:
-        found = self._read_errors() if self._read_errors else ()
+        found = self._read_errors() if self._read_errors and self._errors_due.has_come(now_s) else ()
         self._errors += [f"Xid {code}" for code in found]
         recent = [(at_s, code) for at_s, code in self._xids if now_s - at_s < _XID_SHOWN_S]
         self._xids = recent + [(now_s, code) for code in found]
