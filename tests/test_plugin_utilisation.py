@@ -143,10 +143,12 @@ def test_nothing_is_said_of_a_cpu(pytester: pytest.Pytester) -> None:
     assert lines_about_leases(result) == []
 
 
-def test_a_driver_that_does_not_tell_is_said_so(pytester: pytest.Pytester) -> None:
-    silent = BUSY.replace("COUNT", "1").replace("busy_share=0.8", "")
-    result = Suite(conftest=silent).run(pytester)
-    assert "the driver does not tell how busy" in lines_about_leases(result)[0]
+def test_a_driver_that_does_not_tell_is_said_beside_a_price_and_else_there_is_nothing_to_say(
+    pytester: pytest.Pytester,
+) -> None:
+    suite = Suite(conftest=BUSY.replace("COUNT", "1").replace("busy_share=0.8", ""))
+    assert lines_about_leases(suite.run(pytester)) == []
+    assert "the driver does not tell how busy" in lines_about_leases(suite.run(pytester, "--gpuperf-price", "2.5"))[0]
 
 
 def test_several_gpus_of_one_test_are_told_one_by_one(pytester: pytest.Pytester) -> None:

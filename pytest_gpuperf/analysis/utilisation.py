@@ -55,16 +55,18 @@ def added_up(uses: Sequence[LeaseUse]) -> Use:
 
 
 def utilisation_lines(uses: Sequence[LeaseUse], *, per_gpu_hour: float | None = None) -> list[str]:
-    """Say how busy leased GPUs were, in all and, if there are several, one by one; nothing leased: nothing to say.
+    """Say how busy leased GPUs were, in all and, if there are several, one by one.
+
+    Nothing where nothing was leased, or where neither a busy share nor a price is known.
 
     Args:
         uses: Of a whole run, all workers together.
         per_gpu_hour: Price of a GPU's hour, in any currency; `None`: no costs.
     """
-    if not uses:
+    whole = added_up(uses)
+    if not uses or (whole.busy_share is None and per_gpu_hour is None):
         return []
     gpus = {use.device: use.name for use in uses}
-    whole = added_up(uses)
     lines = [f"GPUs leased {_duration(whole.leased_s)} in all, {_busy_words(whole)}{_cost_words(whole, per_gpu_hour)}"]
     if len(gpus) > 1:
         for device, name in sorted(gpus.items(), key=lambda item: (item[1], item[0])):
