@@ -39,7 +39,7 @@ def assigned(environment: Mapping[str, str], uuids: Sequence[str]) -> tuple[str,
     else:
         chosen = by_container or by_slurm
     found = tuple(dict.fromkeys(chosen))
-    return found if found and found != tuple(gpus) else None
+    return found if found and set(found) != set(gpus) else None  # all of them, in any order, narrow nothing
 
 
 def _named_uuids(environment: Mapping[str, str]) -> list[str]:

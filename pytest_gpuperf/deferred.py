@@ -263,7 +263,7 @@ class Deferred:
     def _profile(self, records: Sequence[TestRecord]) -> dict[tuple[TestKey, str], KernelSummary]:
         """What ran in some tests of the same devices, which are held; nothing, and a note, where that fails."""
         able = [record for record in records if self._run.can_profile(record)]
-        if not able or self._run.settings.budget_s == 0:
+        if not able:
             return {}
         try:
             found, problem = confirm.profile(

@@ -92,7 +92,10 @@ def kernels_of(root: Path, record: TestRecord, metric: str) -> StoredKernels | N
     Raises:
         BaselineError: The file is there and cannot be trusted.
     """
-    file = read_kernels(kernels_path(root, record.slug, record.key.module), module=record.key.module)
+    return _found(read_kernels(_path(root, record), module=record.key.module), record, metric)
+
+
+def _found(file: KernelsFile | None, record: TestRecord, metric: str) -> StoredKernels | None:
     return file.tests.get(record.key.test, {}).get(metric) if file else None
 
 
@@ -199,14 +202,15 @@ def without_kernels(root: Path, records: Sequence[TestRecord], *, accept_reason:
     """
     nobody = RunInfo(schema=SCHEMA, run_id="", date="", visit="")  # the plan is looked at, not carried out
     by_key = {record.key: record for record in records}
-    lacking = []
-    for change in plan(root, nobody, records, accept_reason=accept_reason).changes:
-        record = by_key[change.key]
-        if change.action == "refused":
-            continue
-        if _is_new_epoch(change, record) or kernels_of(root, record, change.metric) is None:
-            lacking.append((change.key, change.metric))
-    return tuple(lacking)
+    made = plan(root, nobody, records, accept_reason=accept_reason)
+    changes = [(one, by_key[one.key]) for one in made.changes if one.action != "refused"]
+    modules = {_path(root, record): record.key.module for _, record in changes}
+    files = {path: read_kernels(path, module=module) for path, module in modules.items()}
+    return tuple(
+        (change.key, change.metric)
+        for change, record in changes
+        if _is_new_epoch(change, record) or _found(files[_path(root, record)], record, change.metric) is None
+    )
 
 
 def prune_kernels(path: Path, module: str, doomed: Collection[Entry]) -> bytes | None:

@@ -25,6 +25,8 @@ from pytest_gpuperf.requirement import Exclusivity
 
 #: How long a test waits for devices that others hold, and when it says so.
 TIMEOUT_S = 3600.0
+#: How long a worker of pytest-xdist waits for its own GPU before it takes another one that is free.
+PATIENCE_S = 60.0
 FIRST_WORD_S = 30.0
 NEXT_WORD_S = 300.0
 #: Fixed, because runs by ssh, cron and CI have other temporary folders and must exclude each other all the same.
@@ -84,9 +86,15 @@ def lock_folder() -> Path:
         mend = f"Ask for `sudo install -d -m 1777 {_SYSTEM_FOLDER}`, or set GPUPERF_LOCK_DIR."
         return _checked(_SYSTEM_FOLDER, f"The lock folder {_SYSTEM_FOLDER}", mend)
     folder = _SHARED_FOLDER / f"gpuperf-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:  # a container without a /tmp, or one that cannot be written to
+        raise DeviceError(
+            f"The lock folder {folder} cannot be made: {error.strerror}. Set GPUPERF_LOCK_DIR to a folder on a local "
+            "disk that you may write to."
+        ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise DeviceError(f"The lock folder {folder} is not a folder of yours. Remove it or set GPUPERF_LOCK_DIR.")
     return _checked(folder, f"The lock folder {folder}", "Run `chmod u+rwx` on it, or set GPUPERF_LOCK_DIR.")
@@ -104,7 +112,8 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DeviceError(f"GPUPERF_LOCK_DIR={folder} is not a folder to lock in: {error.strerror}.") from None
+        why = f"GPUPERF_LOCK_DIR={folder} is not a folder to lock in: {error.strerror}."
+        raise DeviceError(f"{why} Name another one.") from None
     return folder
 
 
@@ -180,6 +189,39 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
         yield Lease(devices=sets[index], descriptors=descriptors)
 
 
+@contextlib.contextmanager
+def lease_patiently(
+    preferred: Sequence[tuple[Device, ...]],
+    others: Sequence[tuple[Device, ...]],
+    *,
+    exclusive: Exclusivity = "gpu",
+    patience_s: float = PATIENCE_S,
+    on_wait: Callable[[str], None] | None = None,
+) -> Iterator[Lease]:
+    """Hold one of the preferred sets; if none becomes free for a while, any: another run may hold them for hours.
+
+    Args:
+        preferred: Sets that would do, and should.
+        others: Sets that would do, too.
+        exclusive: See `lease`.
+        patience_s: How long to wait for a preferred one alone.
+        on_wait: See `lease`.
+
+    Raises:
+        LeaseTimeout: See `lease`.
+        DeviceError: See `lease`.
+    """
+    with contextlib.ExitStack() as held:
+        if not others:
+            yield held.enter_context(lease(preferred, exclusive=exclusive, on_wait=on_wait))
+            return
+        try:
+            lent = held.enter_context(lease(preferred, exclusive=exclusive, timeout_s=patience_s, on_wait=on_wait))
+        except LeaseTimeout:
+            lent = held.enter_context(lease([*preferred, *others], exclusive=exclusive, on_wait=on_wait))
+        yield lent
+
+
 class _Wait:
     """How long a lease has waited, what it says meanwhile, and when it gives up."""
 
@@ -198,7 +240,8 @@ class _Wait:
     def pause(self, explain: Callable[[], str], poll_s: float = _POLL_S) -> None:
         waited_s = self._clock() - self._begin_s
         if waited_s >= self._timeout_s:
-            raise LeaseTimeout(f"No device became free in {waited_s:.3g} s. Wanted {explain()} Wait for it or end it.")
+            waited = f"{waited_s:.{0 if waited_s >= 10 else 2}f} s"
+            raise LeaseTimeout(f"No device became free in {waited}. Wanted {explain()} Wait for it or end it.")
         if waited_s >= self._next_word_s:
             self._next_word_s = waited_s + NEXT_WORD_S
             self._tell(f"has waited {waited_s:.0f} s for {explain()}")
@@ -220,7 +263,8 @@ def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
             descriptor = try_lock(path, ours)
             assert descriptor is not None, "nobody else makes tickets while this process holds the queue"
             ours.callback(path.unlink, missing_ok=True)  # before it is closed: then its number may be drawn again
-            os.pwrite(descriptor, msgspec.json.encode(_all_of(claims)), 0)
+            with contextlib.suppress(OSError):  # a full disk: a ticket that says nothing wants everything
+                os.pwrite(descriptor, msgspec.json.encode(_all_of(claims)), 0)
         yield number
 
 

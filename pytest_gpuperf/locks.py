@@ -1,7 +1,7 @@
 """Locks of files by `flock`: the kernel frees one when the last process that has it open is gone, however it went.
 
-A descriptor that a child inherits holds the lock as its parent's does. Lock files are never removed: whoever waits
-for one may have it open already.
+A descriptor that a command inherits holds the lock as its parent's does. A fork lets go of its own: it would hold the
+lock for as long as it lives. Lock files are never removed: whoever waits for one may have it open already.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ from pytest_gpuperf.errors import DeviceError
 
 #: A link is refused, because it may lead to a file of somebody else; and no child inherits a lock unasked.
 _SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC
+#: Descriptors of locks that this process has open: a fork copies them all, and hooks of `os` take no arguments.
+_ours: set[int] = set()
 
 
 def try_lock(path: Path, stack: contextlib.ExitStack, *, is_shared: bool = False) -> int | None:
@@ -33,6 +35,8 @@ def try_lock(path: Path, stack: contextlib.ExitStack, *, is_shared: bool = False
     while True:
         descriptor = _opened(path)
         stack.callback(os.close, descriptor)
+        stack.callback(_ours.discard, descriptor)
+        _ours.add(descriptor)
         if not _flock(path, descriptor, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX):
             return None
         if _is_at(path, descriptor):  # else something that tidies up has removed it meanwhile
@@ -54,6 +58,17 @@ def is_held(path: Path) -> bool:
             raise _refusal(path, error) from None
         stack.callback(os.close, descriptor)
         return not _flock(path, descriptor, fcntl.LOCK_SH)
+
+
+def _let_go() -> None:
+    """Point a fork's copies elsewhere: their numbers stay taken, for whoever in the fork closes them yet."""
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in _ours:
+        os.dup2(nothing, descriptor, inheritable=False)
+    os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _opened(path: Path) -> int:

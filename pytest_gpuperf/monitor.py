@@ -273,15 +273,6 @@ def _narrow_link(telemetry: Telemetry) -> str | None:
     )
 
 
-def is_passing(telemetry: Telemetry) -> bool:
-    """Whether what made the device unwell passes by itself, so that it is worth `cool_down` and another measurement.
-
-    Heat, a power brake and another process pass. A clock that is low without them does not: somebody has set it; nor
-    does what a reset or a repair has to mend.
-    """
-    return _illness(telemetry) is None and _disturbance(telemetry) is not None
-
-
 def cool_down(
     nvml: Nvml | None,
     uuids: Sequence[str],

@@ -161,7 +161,8 @@ def machine_of(config: pytest.Config) -> "Machine":
         from pytest_gpuperf.machine import Machine
 
         settings = config.stash.get(settings_key, None)  # none before pytest_configure
-        config.stash[machine_key] = Machine(settings.device if settings else config.known_args_namespace.gpuperf_device)
+        options = {**vars(config.known_args_namespace), **vars(config.option)}  # the first lack those of a conftest's
+        config.stash[machine_key] = Machine(settings.device if settings else options["gpuperf_device"])
     return config.stash[machine_key]
 
 
@@ -202,13 +203,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     mine = [item for item in items if _is_mine(item)]
     try:
         for item in mine:
-            requirement_of(item)
+            _refuse_holding_nothing(item, requirement_of(item).exclusive)
             criterion_of(item)
             _refuse_unittest(item)
         if mine and not config.option.collectonly:
             _read_baselines(run_of(config), mine)
     except GpuperfError as error:
         _refuse_run(config, items, str(error))
+
+
+def _refuse_holding_nothing(item: pytest.Item, exclusive: str) -> None:
+    if exclusive == "host" and _FIXTURES.isdisjoint(_fixture_names(item)):
+        raise UsageError(
+            f"exclusive='host' in @gpu of {item.name} keeps nobody away, because the test holds no device. "
+            "Add the fixture gpu to its arguments."
+        )
 
 
 def _refuse_unittest(item: pytest.Item) -> None:
@@ -388,7 +397,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     with _as_failure():
         run.examine(requirement, item.name)
         reason = run.shortfall(requirement)
-        reason = " ".join(filter(None, (reason, run.machine.hidden))) if reason else None
+        if reason and run.machine.hidden and run.machine.hidden not in reason:
+            reason = f"{reason} {run.machine.hidden}"
     if reason and run.must_run(requirement):
         pytest.fail(f"{item.name}: {reason}", pytrace=False)
     if reason:
@@ -418,14 +428,16 @@ def gpus(request: pytest.FixtureRequest) -> "Iterator[tuple[Device, ...]]":
 def _leased(item: pytest.Item, run: "Run") -> "AbstractContextManager[Lease]":
     """Hold what a test asks for, if no other process holds it for this one."""
     from pytest_gpuperf.interop.xdist import say
-    from pytest_gpuperf.lease import Lease, lease
+    from pytest_gpuperf.lease import Lease, lease_patiently
 
     requirement = requirement_of(item)
     candidates = run.candidates(requirement)
     if run.is_leased(candidates[0]):
         return nullcontext(Lease(devices=candidates[0], descriptors=run.order.descriptors if run.order else ()))
-    return lease(
-        candidates,
+    stay = 1 if run.stays_home(requirement) else len(candidates)
+    return lease_patiently(
+        candidates[:stay],
+        candidates[stay:],
         exclusive=requirement.exclusive,
         on_wait=lambda words: say(item.config, f"gpuperf: {item.nodeid} {words}"),
     )
@@ -585,7 +597,9 @@ def _conclude(item: pytest.Function, duration_s: float, *, passed: bool) -> "Tes
 
 def _add_errors_of_gpus(item: pytest.Function) -> None:
     """Let a failing test's report say what the driver reported of its GPUs, and take sick ones out of use."""
-    devices: Any = item.funcargs.get("gpus", ())
+    if lease_key not in item.stash:  # a suite's own fixture may be called `gpus`
+        return
+    devices = item.stash[lease_key].devices
     quarantine = run_of(item.config).quarantine
     quarantine.examine(devices, f"in {item.name}")
     if errors := quarantine.errors(devices):

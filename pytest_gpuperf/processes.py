@@ -12,6 +12,8 @@ from pytest_gpuperf.records import Record
 
 #: How long a group may take to end after SIGTERM before it is killed.
 _GRACE_S = 5.0
+#: How long a killed one may take to be gone: one that waits for a GPU that fell off the bus never is.
+_KILLED_S = 10.0
 _TAIL_BYTES = 4000
 
 
@@ -81,7 +83,7 @@ def run_group(
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
     """End what is left of the group: politely, then for certain."""
-    for number, wait_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
+    for number, wait_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _KILLED_S)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         try:

@@ -241,6 +241,10 @@ class Recorder:
             UsageError: A wrong argument, or the metric was recorded before.
         """
         self._check_new(metric, unit)
+        if kernels is not None and not isinstance(kernels, KernelSummary):
+            raise UsageError(
+                f"kernels={type(kernels).__name__} of {metric} is no KernelSummary. Write engine.profile(load).summary."
+            )
         if (seen := kernels or self._kernels_of_region) is not None:
             self.kernels[metric] = seen
         self._profiles_itself |= kernels is not None

@@ -91,7 +91,7 @@ def groups(requirement: GpuRequirement, devices: Sequence[Device], nvml: Nvml | 
     Raises:
         DeviceError: A GPU is lost.
     """
-    fitting = _shown(eligible(requirement, devices))
+    fitting = eligible(requirement, _shown(devices))
     sets = tuple(itertools.combinations(fitting, requirement.count))
     if requirement.count == 1:
         return sets
@@ -145,7 +145,8 @@ def _shortfall_of_gpus(requirement: GpuRequirement, devices: Sequence[Device], n
             f"but the largest GPU here{' of that kind' if requirement.arch else ''} has {_gb(largest)} ({largest.name})"
         )
     fitting = eligible(requirement, devices)
-    if any(device.is_mig for device in fitting) and len(_shown(fitting)) < requirement.count:
+    shown = eligible(requirement, _shown(devices))
+    if any(device.is_mig for device in (devices[0], *fitting)) and len(shown) < requirement.count:
         return (
             f"but CUDA shows a process one MIG instance, the first ({devices[0].name}). Ask for one GPU, or turn MIG "
             "off with `sudo nvidia-smi -mig 0`"

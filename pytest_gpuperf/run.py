@@ -159,9 +159,11 @@ class Run:
     def candidates(self, requirement: GpuRequirement) -> tuple[tuple[Device, ...], ...]:
         """Sets of devices that would do for a test; those held for this process alone, where there are any."""
         sets = groups(requirement, self.quarantine.fit(self.machine.devices), self.machine.nvml)
-        held = tuple(devices for devices in sets if self.is_leased(devices))
-        stays = self.has_home and requirement.count == 1
-        return held or (sets[:1] if stays else sets)
+        return tuple(devices for devices in sets if self.is_leased(devices)) or sets
+
+    def stays_home(self, requirement: GpuRequirement) -> bool:
+        """Whether a test should be on the first of its candidates, and elsewhere only if that is held for long."""
+        return self.has_home and requirement.count == 1
 
     def is_leased(self, devices: tuple[Device, ...]) -> bool:
         """Whether another process holds these devices for this one."""

@@ -22,6 +22,7 @@ UUIDS = [gpu.uuid for gpu in FOUR]
         ({"NVIDIA_VISIBLE_DEVICES": f"{UUIDS[2]}, {UUIDS[1]}"}, [2, 1]),
         ({"NVIDIA_VISIBLE_DEVICES": "GPU-of-another-host"}, None),
         ({"NVIDIA_VISIBLE_DEVICES": ",".join(UUIDS)}, None),
+        ({"NVIDIA_VISIBLE_DEVICES": ",".join(reversed(UUIDS))}, None),
         ({"SLURM_JOB_GPUS": "2,3"}, [2, 3]),
         ({"SLURM_JOB_GPUS": "1-3"}, [1, 2, 3]),
         ({"SLURM_JOB_GPUS": "0-3"}, None),

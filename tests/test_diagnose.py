@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import DeviceError, MeasurementError, NotSupported, UsageError
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.nvml_meters import GpuActivity
+from pytest_gpuperf.processes import run_group
 from pytest_gpuperf.profiling import Found
 from pytest_gpuperf.records import KernelSummary, KernelUse, Measurement, Method
 from pytest_gpuperf.testing import FakeNvml, FakeStopwatch, fake_gpu, fake_state
@@ -495,11 +497,16 @@ def test_copy(gpu_benchmark):
 """
 #: Without torch, whose import takes a second.
 OTHERS = """
+import os
+
 def test_rate(perf):
     perf.record("throughput", 3.0, unit="tok/s")
 
 def test_broken(gpu_benchmark):
     raise RuntimeError("broken")
+
+def test_regressed(perf):
+    perf.record("throughput", float(os.environ.get("RATE", "3")), unit="tok/s")
 """
 
 
@@ -537,3 +544,17 @@ def test_a_test_that_measures_no_time_or_fails_or_is_not_there_is_refused(capfd:
     assert "RuntimeError: broken" in capfd.readouterr().err
     with pytest.raises(UsageError, match=r"pytest found no test test_others.py::test_gone"):
         on_cpu("test_others.py::test_gone")
+
+
+@pytest.mark.usefixtures("suite")
+def test_a_test_that_got_slower_is_diagnosed_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = "test_others.py::test_regressed"
+    recorded = run_group(
+        [sys.executable, "-m", "pytest", test, "--gpuperf-device=cpu", "--gpuperf-update", "-p", "no:cacheprovider"],
+        timeout_s=60,
+    )
+    assert recorded.code == 0, recorded.tail
+    monkeypatch.setenv("RATE", "0.3")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--gpuperf-strict")
+    with pytest.raises(UsageError, match=r"measures throughput in tok/s, and no time of a call"):
+        on_cpu(test)

@@ -245,6 +245,18 @@ def test_a_worker_whose_home_is_busy_waits_for_it_and_takes_no_other(
     assert {(row[1], row[2]) for row in seen(pytester)} == {("gw0", "0"), ("gw1", "1")}
 
 
+def test_n_auto_works_where_a_conftest_loads_the_plugin(pytester: pytest.Pytester) -> None:
+    suite = Suite(
+        files={"test_suite.py": "def test_a(): pass\n"},
+        conftest="pytest_plugins = ['pytest_gpuperf.plugin']\n",
+        environment={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        is_subprocess=True,
+    )
+    result = suite.run(pytester, "-p", "xdist", "-n", "auto", "--maxprocesses", "1")
+    result.assert_outcomes(passed=1)
+    assert_readable(result)
+
+
 def test_the_driver_is_not_asked_where_there_is_no_worker(pytester: pytest.Pytester) -> None:
     source = "import sys\ndef test_gpus():\n    assert 'pynvml' not in sys.modules\n"
     suite = Suite(files={"test_suite.py": source}, conftest="").in_subprocess()
@@ -283,6 +295,14 @@ def test_an_entry_that_ends_the_list_is_named_by_the_skip(pytester: pytest.Pytes
     one.run(pytester, "-rs").stdout.fnmatch_lines(
         ["*entry 2, '5', ends the list: there is no such GPU here, only GPU 0*"]
     )
+
+
+def test_an_entry_that_leaves_no_gpu_is_named_once(pytester: pytest.Pytester) -> None:
+    one = Suite(environment={"CUDA_VISIBLE_DEVICES": "0,0"})
+    result = one.run(pytester, "--gpuperf-require-gpu")
+    result.assert_outcomes(errors=1)
+    [line] = [line for line in result.stdout.lines if line.startswith("test_kernel: ")]
+    assert line.count("names a GPU a second time") == 1
 
 
 # Words while a test waits

@@ -200,6 +200,14 @@ def test_what_is_to_be_profiled_is_what_becomes_a_baseline_without_kernels(
     assert bool(without_kernels(tmp_path, [record], accept_reason=reason)) == lacks
 
 
+def test_a_file_is_read_once_however_many_tests_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [judged("PASS", test=f"test_{n}") for n in range(5)]
+    paths: list[Path] = []
+    monkeypatch.setattr(kernel_store, "read_bytes", paths.append)
+    assert len(without_kernels(tmp_path, records, accept_reason=None)) == 5
+    assert paths == [path_in(tmp_path)]
+
+
 def test_pruning_takes_the_kernels_along(tmp_path: Path) -> None:
     for name in ("test_a", "test_b"):
         record = judged(test=name)

@@ -292,6 +292,16 @@ def test_a_ticket_that_nobody_can_read_wants_everything(tmp_path: Path) -> None:
             pass
 
 
+def test_a_ticket_that_cannot_be_written_still_holds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pwrite(descriptor: int, text: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with lease([(A,)], folder=tmp_path, timeout_s=0.5) as held:
+        assert held.devices == (A,)
+        assert is_held(lock_path(tmp_path, A.uuid))
+
+
 # The host, and parts of a GPU
 
 
@@ -358,6 +368,16 @@ def test_a_long_wait_is_told_after_half_a_minute_and_then_every_five(tmp_path: P
     assert [time_s for time_s, _ in told] == pytest.approx([30, 330, 630], abs=0.2)
     assert told[0][1].startswith(f"has waited 30 s for 2 x NVIDIA H100 80GB HBM3: held by pid {os.getpid()} (")
     assert str(error.value).startswith("No device became free in 700 s. Wanted 2 x NVIDIA H100 80GB HBM3: held by pid ")
+
+
+def test_an_hour_is_told_in_plain_digits(tmp_path: Path) -> None:
+    clock = Clock()
+    with (
+        lease([(A,)], folder=tmp_path),
+        pytest.raises(LeaseTimeout, match=r"No device became free in 3600 s\. "),
+        lease([(A,)], folder=tmp_path, clock=clock.now, sleep=lambda seconds: clock.sleep(100 * seconds)),
+    ):
+        pass
 
 
 def test_a_holder_is_known_by_process_test_user_and_time(tmp_path: Path) -> None:
@@ -438,6 +458,25 @@ def test_the_lease_outlives_a_killed_parent_where_its_child_inherited_it(tmp_pat
     finally:
         os.killpg(parent.pid, signal.SIGKILL) if is_held(lock_path(tmp_path, A.uuid)) else None
         parent.stdout.close()
+
+
+def test_a_fork_that_outlives_the_lease_holds_nothing(tmp_path: Path) -> None:
+    child, release = None, os.pipe()
+    try:
+        with lease([(A,)], folder=tmp_path) as lent:
+            child = os.fork()  # as the workers of a torch DataLoader are
+            if child == 0:
+                os.read(release[0], 1)
+                null = Path(os.devnull).stat().st_rdev
+                os._exit(any(os.fstat(one).st_rdev != null for one in lent.descriptors))
+            assert is_held(lock_path(tmp_path, A.uuid))  # what the fork lets go of is its own
+        with lease([(A,)], folder=tmp_path, timeout_s=0.5) as held:
+            assert held.devices == (A,)
+    finally:
+        os.write(release[1], b".")
+        for one in release:
+            os.close(one)
+        assert child is None or os.waitpid(child, 0)[1] == 0
 
 
 def test_a_command_that_measures_inherits_what_the_lease_holds(tmp_path: Path) -> None:
@@ -603,7 +642,7 @@ def test_a_folder_that_was_named_and_cannot_be_made_is_refused(
     with pytest.raises(DeviceError) as error:
         lock_folder()
     reason = "File exists" if what == "file" else "Not a directory"
-    assert str(error.value) == f"GPUPERF_LOCK_DIR={named} is not a folder to lock in: {reason}."
+    assert str(error.value) == f"GPUPERF_LOCK_DIR={named} is not a folder to lock in: {reason}. Name another one."
 
 
 def test_a_user_has_a_private_folder_in_the_shared_one(base: Path) -> None:
@@ -632,6 +671,17 @@ def test_a_link_in_place_of_the_folder_is_refused(base: Path) -> None:
         lock_folder()
     assert str(error.value) == (
         f"The lock folder {own(base)} is not a folder of yours. Remove it or set GPUPERF_LOCK_DIR."
+    )
+
+
+def test_a_shared_folder_that_cannot_be_written_to_is_explained(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "_SHARED_FOLDER", base / "nowhere")  # a container without a /tmp, or read-only
+    with pytest.raises(DeviceError) as error:
+        lock_folder()
+    folder = base / "nowhere" / f"gpuperf-{os.getuid()}"
+    assert str(error.value) == (
+        f"The lock folder {folder} cannot be made: No such file or directory. Set GPUPERF_LOCK_DIR to a folder on a "
+        "local disk that you may write to."
     )
 
 

@@ -1,5 +1,7 @@
 """A confirmed regression says why in its first line; what explains nothing is left out, and never hides a verdict."""
 
+import json
+
 import pytest
 from harness import CONFIRMING, Suite, assert_readable, results_of
 from test_plugin_profile import CONFTEST, KERNEL, OTHER, kernels_files
@@ -72,6 +74,17 @@ def test_a_metric_without_kernels_is_explained_by_another_one_of_its_test(pytest
     suite_of(source).record(pytester)
     slowed(pytester, source)
     assert causes(pytester) == [("kernel gemm takes 1.50 ms instead of 1.00 ms, 100 % of the loss",)] * 2
+
+
+def test_a_call_is_not_explained_by_the_kernels_of_another_call(pytester: pytest.Pytester) -> None:
+    source = KERNEL.replace("result.assert", "gpu_benchmark(lambda: 2 * TIME_S, metric='twice')\n    result.assert")
+    suite_of(source).record(pytester)
+    (path,) = (pytester.path / "baselines").glob("*/*.kernels.json")
+    stored = json.loads(path.read_text())
+    del stored["tests"]["test_kernel"]["twice"]
+    path.write_text(json.dumps(stored))
+    slowed(pytester, source)
+    assert causes(pytester) == [("kernel gemm takes 1.50 ms instead of 1.00 ms, 100 % of the loss",), ()]
 
 
 def test_what_did_not_get_slower_has_no_causes(pytester: pytest.Pytester) -> None:

@@ -317,3 +317,12 @@ def test_memory_on_the_cpu_is_its_ram(pytester: pytest.Pytester) -> None:
 
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*test_kernel: *gpu(min_vram_gb=1e+06), but this machine has * of RAM*"])
+
+
+def test_exclusive_use_of_the_host_by_a_test_that_holds_nothing_is_a_mistake(pytester: pytest.Pytester) -> None:
+    source = 'import pytest\n\n@pytest.mark.gpu(exclusive="host")\ndef test_alone():\n    pass\n'
+    result = Suite(files={"test_suite.py": source}).run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: exclusive='host' in @gpu of test_alone keeps nobody away, because *. Add the fixture gpu to its*"]
+    )

@@ -135,6 +135,17 @@ def test_a_regression_is_profiled_before_it_is_reported(pytester: pytest.Pyteste
     assert names_of(pytester) == {"test_kernel time": "gemm"}, "the baseline's stays"
 
 
+def test_a_suspicion_that_was_not_confirmed_is_not_profiled(pytester: pytest.Pytester) -> None:
+    source = KERNEL.replace("with open", "is_first = os.path.exists('again') and not os.remove('again')\n    with open")
+    source = source.replace("lambda: TIME_S", "lambda: TIME_S * (1.2 if is_first else 1)")
+    suite_of(source).record(pytester)
+    (pytester.path / "again").touch()
+    recorded = len(processes(pytester))
+    suite_of(source).run(pytester).assert_outcomes(passed=1)
+    assert len(processes(pytester)) > recorded + 1, "it was suspected"
+    assert profiles(pytester) == {}
+
+
 def test_accepting_a_regression_later_stores_what_was_seen_of_it(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

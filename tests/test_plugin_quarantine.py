@@ -472,6 +472,22 @@ def test_next(gpu_benchmark):
     assert notes_of(result) == []
 
 
+def test_failing_test_of_a_suite_whose_own_fixture_is_called_gpus_fails_with_its_own_words(
+    pytester: pytest.Pytester,
+) -> None:
+    source = """
+@pytest.fixture
+def gpus():
+    return 4
+
+def test_theirs(gpus):
+    assert gpus == 5
+"""
+    result = suite_of(source).run(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*assert 4 == 5"])
+
+
 # Others on the GPU
 
 

@@ -107,7 +107,10 @@ def test_what_is_not_shown_is_summed_up() -> None:
 
 
 def test_fewer_calls_than_asked_for_are_explained() -> None:
-    assert "30 calls profiled of the 500 asked for, so that the trace stays small" in shown("mlp", 30, asked=500)
+    lines = shown("mlp", 30, asked=100_000).splitlines()
+    assert lines[1] == "  30 calls profiled of 100,000 asked for (the trace stays small); of one call:"
+    assert len(lines[1]) <= 80
+    assert shown("mlp", 1, asked=1).splitlines()[1] == "  1 call profiled; of one call:"
 
 
 # Workloads and tests

@@ -18,6 +18,7 @@ from pytest_gpuperf.nvml import Nvml
 from pytest_gpuperf.recorder import Recorder, Work, without_frames_of
 from pytest_gpuperf.records import Kind, Measurement, Method, Mode, encode
 from pytest_gpuperf.testing import FakeNvml, FakeStopwatch, fake_gpu, fake_state
+from pytest_gpuperf.workloads.requests import GpuTime
 
 GPU = Device(
     kind="cuda",
@@ -580,3 +581,11 @@ def test_curve_that_is_none_is_refused(points: Any, message: str) -> None:
     with pytest.raises(UsageError) as error:
         recorder().record_curve("rate", points, unit="tok/s", x="batch size", end="out of memory at 1")
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("given", ["gemm", GpuTime(busy_s=1.0, steps=1, kernels=1)])
+def test_kernels_that_are_no_summary_are_refused_before_anybody_writes_them(given: Any) -> None:
+    found = recorder()
+    with pytest.raises(UsageError, match=r"of step is no KernelSummary\. Write engine\.profile\(load\)\.summary\."):
+        found.record("step", 1.0, unit="s", kernels=given)
+    assert found.kernels == {}

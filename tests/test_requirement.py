@@ -213,3 +213,16 @@ def test_two_mig_instances_are_more_than_a_test_can_have() -> None:
         "test asks gpu(count=2), but CUDA shows a process one MIG instance, the first "
         "(NVIDIA H100 80GB HBM3 MIG 1g.10gb). Ask for one GPU, or turn MIG off with `sudo nvidia-smi -mig 0`."
     )
+
+
+def test_a_gpu_behind_a_mig_instance_is_not_offered_where_the_instance_is_too_small() -> None:
+    parent, whole = fake_gpu(0, mig_enabled=True), fake_gpu(1)
+    part = fake_gpu(0, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", uuid="MIG-0", memory_bytes=10 * 10**9)
+    nvml = FakeNvml(parent, whole, instances={parent.uuid: [part]})
+    both = find_devices(nvml, cuda_visible_devices=f"MIG-0,{whole.uuid}")
+    assert [one.uuid for one in both] == ["MIG-0", whole.uuid]
+    assert groups(GpuRequirement(min_vram_gb=40), both, nvml) == ()
+    assert shortfall(GpuRequirement(min_vram_gb=40), both, nvml) == (
+        "test asks gpu(min_vram_gb=40), but CUDA shows a process one MIG instance, the first "
+        "(NVIDIA H100 80GB HBM3 MIG 1g.10gb). Ask for one GPU, or turn MIG off with `sudo nvidia-smi -mig 0`."
+    )

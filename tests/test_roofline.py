@@ -637,6 +637,8 @@ def test_a_kernel_of_an_older_architecture_asks_for_aligned_sizes() -> None:
     assert found.because == "100 % of the time is in a kernel for compute capability 7.5, at 42 % of a product's rate"
     assert found.gain == pytest.approx(1 / 0.42, rel=0.02)
     assert "alignment" not in advised(evidence, replace(SETTING, compute_capability="7.5"))
+    aligned = kernel("cutlass_80_tensorop_bf16_s16816gemm_bf16_128x128_32x4_nn_align8", 938.1e-6, blocks=512.0)
+    assert "alignment" not in advised(replace(evidence, kernels=summary(aligned)))
 
 
 def test_kernels_with_few_blocks_leave_multiprocessors_without_work() -> None:

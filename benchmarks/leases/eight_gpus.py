@@ -4,13 +4,16 @@
     python benchmarks/leases/eight_gpus.py --dry
 
 It runs a few of the tests on each GPU alone, then all with `-n auto`, then tests of one, two and all GPUs mixed, with
-NVML watched from outside at 10 Hz. Any number of GPUs will do; with 4 GPUs and 32 tests of 5 s it takes about 4 min.
-`--dry` pretends four GPUs and sleeps. Exit code 1 if a GPU was shared, a test failed, or a run did not end.
+NVML watched from outside at 10 Hz: more than one process on a GPU, or, as a container may not see processes, more
+memory in use than one test takes. Any number of GPUs will do; with 4 GPUs and 32 tests of 5 s it takes about 4 min,
+and never longer than `--limit`. `--dry` pretends four GPUs and sleeps. Exit code 1 if a GPU was shared, a test failed,
+a worker was missing, or a run did not end.
 """
 
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
@@ -41,13 +44,15 @@ import work  # noqa: E402 - of the suite, which pytest finds in the same way
 
 SAMPLE_EVERY_S = 0.1
 #: Time for a process to start, import torch and make its contexts.
-START_S = 90.0
+START_S = 120.0
 #: What a test of a single GPU may differ from the serial runs on the same GPU.
 NOISE = 0.02
+#: A second process takes more memory than this share of what one test takes: its context alone has some 500 MB.
+MORE_MEMORY = 0.5
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at one GPU."""
+    """One look at one GPU; `processes` that were there before the benchmark do not count."""
 
     time_s: float
     uuid: str
@@ -71,30 +76,34 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         wall_s: From its start to its end.
+        tests_s: From when the first test's devices were ready to the end of the last test.
         overlaps: Pairs of tests that held one GPU at the same time, by what they wrote down themselves.
         shared_samples: Looks that found more than one process on a GPU; `None` where the driver shows no processes.
     """
 
     name: str
     wall_s: float
+    tests_s: float
     ending: str
     tail: str
     tests: tuple[Test, ...]
     overlaps: int
-    longest_hold_gap_s: float
     shared_samples: int | None
     samples: tuple[Sample, ...]
 
 
 class Bench:
-    """What all phases share: the GPUs, the folder for files, and how much work a test is."""
+    """What all phases share: the GPUs, the folder for files, how much work a test is, and the time that is left."""
 
-    def __init__(self, folder: Path, nvml: Nvml, *, seconds: float, is_dry: bool) -> None:
+    def __init__(self, folder: Path, nvml: Nvml, *, limit_s: float, is_dry: bool) -> None:
         self.folder = folder
         self.nvml = nvml
         self.is_dry = is_dry
-        self.seconds = seconds
+        self._end_s = time.monotonic() + limit_s
         self.gpus = find_devices(nvml, cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if not self.gpus:
+            raise SystemExit("There is no GPU here. Try --dry.")
+        self._before = {gpu.uuid: frozenset(nvml.process_pids(gpu.uuid) or ()) for gpu in self.gpus}
         self.block_s = work.DRY_BLOCK_S if is_dry else self._calibrated()
         self._numbers = itertools.count()
 
@@ -132,20 +141,19 @@ class Bench:
             "--gpuperf-anchors=off",
         ]
         command += [f"--gpuperf-baselines={self.folder}/baselines", f"--gpuperf-json={results}", *options]
-        limit_s = START_S + 2 * tests * seconds
+        limit_s = max(min(START_S + 2 * tests * seconds, self._end_s - time.monotonic()), 1.0)
         with self._watched() as samples:
             begin_s = time.monotonic()
             done = run_group(command, timeout_s=limit_s, environment=self._environment(variables))
             wall_s = time.monotonic() - begin_s
-        holds = holds_in(notes)
         return Phase(
             name=name,
             wall_s=wall_s,
+            tests_s=span_s_in(notes),
             ending=done.in_words,
-            tail=done.tail[-1500:] if done.code else "",
+            tail="" if done.code == 0 else done.tail[-1500:] or "It printed nothing.",
             tests=_tests_in(results),
-            overlaps=overlaps_of(holds),
-            longest_hold_gap_s=_longest_gap_s(holds),
+            overlaps=overlaps_of(holds_in(notes)),
             shared_samples=_shared(samples),
             samples=tuple(samples),
         )
@@ -160,7 +168,7 @@ class Bench:
             while not over.wait(SAMPLE_EVERY_S):
                 for gpu in self.gpus:
                     with contextlib.suppress(GpuperfError):
-                        samples.append(_look(self.nvml, gpu.uuid))
+                        samples.append(_look(self.nvml, gpu.uuid, self._before[gpu.uuid]))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -176,13 +184,13 @@ def _plugin() -> list[str]:
     return [] if installed else ["-p", "pytest_gpuperf.plugin"]
 
 
-def _look(nvml: Nvml, uuid: str) -> Sample:
-    state, usage = nvml.state(uuid), nvml.usage(uuid)
+def _look(nvml: Nvml, uuid: str, before: frozenset[int]) -> Sample:
+    pids, usage = nvml.process_pids(uuid), nvml.usage(uuid)
     return Sample(
         time_s=time.monotonic(),
         uuid=uuid,
-        processes=None if state.process_pids is None else len(state.process_pids),
-        memory_bytes=state.memory_used_bytes,
+        processes=None if pids is None else len(set(pids) - before),
+        memory_bytes=usage.memory_used_bytes,
         busy_share=usage.busy_share,
     )
 
@@ -190,6 +198,17 @@ def _look(nvml: Nvml, uuid: str) -> Sample:
 def _shared(samples: Sequence[Sample]) -> int | None:
     seen = [one.processes for one in samples if one.processes is not None]
     return sum(count > 1 for count in seen) if any(seen) else None
+
+
+def crowded(alone: Sequence[Sample], together: Sequence[Sample]) -> int | None:
+    """Count looks that found more memory in use on a GPU than one test can have taken; `None`: it was never seen."""
+    limits: dict[str, float] = {}
+    for uuid in {one.uuid for one in alone}:
+        used = [one.memory_bytes for one in alone if one.uuid == uuid and one.memory_bytes is not None]
+        if used and max(used) > min(used):
+            limits[uuid] = max(used) + MORE_MEMORY * (max(used) - min(used))
+    seen = [one for one in together if one.uuid in limits and one.memory_bytes is not None]
+    return sum((one.memory_bytes or 0) > limits[one.uuid] for one in seen) if seen else None
 
 
 def _tests_in(path: Path) -> tuple[Test, ...]:
@@ -213,7 +232,7 @@ def holds_in(notes: Path) -> list[tuple[str, float, float]]:
     """UUID, begin and end of each use of a GPU; one that never ended lasts for ever."""
     found = []
     for path in notes.iterdir():
-        lines = [line.split() for line in path.read_text().splitlines()]
+        lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("ready")]
         for line, after in itertools.zip_longest(lines, lines[1:]):
             if line[0] == "begin":
                 end_s = float(after[1]) if after and after[0] == "end" else float("inf")
@@ -221,13 +240,17 @@ def holds_in(notes: Path) -> list[tuple[str, float, float]]:
     return sorted(found)
 
 
+def span_s_in(notes: Path) -> float:
+    """Seconds from the first test that was ready to the end of the last; 0 without one."""
+    lines = [line.split() for path in notes.iterdir() for line in path.read_text().splitlines()]
+    ready = [float(line[1]) for line in lines if line[0] == "ready"]
+    ended = [float(line[1]) for line in lines if line[0] == "end"]
+    return max(ended) - min(ready) if ready and ended else 0.0
+
+
 def overlaps_of(holds: Sequence[tuple[str, float, float]]) -> int:
     """Count successive uses of one GPU of which the second begins before the first ends."""
     return sum(a[0] == b[0] and b[1] < a[2] for a, b in itertools.pairwise(holds))
-
-
-def _longest_gap_s(holds: Sequence[tuple[str, float, float]]) -> float:
-    return max((b[1] - a[2] for a, b in itertools.pairwise(holds) if a[0] == b[0]), default=0.0)
 
 
 def ratios_of(alone: Sequence[Test], together: Sequence[Test]) -> dict[str, float]:
@@ -241,7 +264,7 @@ def ratios_of(alone: Sequence[Test], together: Sequence[Test]) -> dict[str, floa
 def summary_of(bench: Bench, alone: Sequence[Phase], together: Phase, mixed: Phase) -> dict[str, Any]:
     """The figures that the benchmark is for."""
     serial = [test for phase in alone for test in phase.tests]
-    test_s = statistics.mean(test.duration_s for test in serial) if serial else float("nan")
+    test_s = statistics.mean(test.duration_s for test in serial)
     start_s = statistics.median(phase.wall_s - sum(test.duration_s for test in phase.tests) for phase in alone)
     ratios = ratios_of(serial, together.tests)
     serial_s = start_s + test_s * len(together.tests)
@@ -253,17 +276,19 @@ def summary_of(bench: Bench, alone: Sequence[Phase], together: Phase, mixed: Pha
         "serial_s": serial_s,
         "parallel_s": together.wall_s,
         "speedup": serial_s / together.wall_s,
+        "speedup_of_tests": test_s * len(together.tests) / together.tests_s if together.tests_s else None,
         "workers": len({test.worker for test in together.tests}),
         "ratios": ratios,
         "beyond_noise": sorted(name for name, ratio in ratios.items() if abs(ratio - 1) > NOISE),
         "overlaps": {phase.name: phase.overlaps for phase in (*alone, together, mixed)},
         "shared_samples": {phase.name: phase.shared_samples for phase in (*alone, together, mixed)},
+        "crowded_samples": crowded([one for phase in alone for one in phase.samples], together.samples),
         "mixed_tests": len(mixed.tests),
         "mixed_s": mixed.wall_s,
     }
 
 
-def lines_of(summary: dict[str, Any], phases: Sequence[Phase]) -> Iterator[str]:
+def lines_of(summary: dict[str, Any]) -> Iterator[str]:
     """The figures in words."""
     names = summary["gpus"]
     tests = f"{summary['tests']} tests of {summary['test_s']:.2f} s"
@@ -272,6 +297,8 @@ def lines_of(summary: dict[str, Any], phases: Sequence[Phase]) -> Iterator[str]:
         f"one after the other {summary['serial_s']:.1f} s (start {summary['start_s']:.1f} s, from a few on each GPU), "
         f"-n auto {summary['parallel_s']:.1f} s: {summary['speedup']:.2f} times the speed"
     )
+    if summary["speedup_of_tests"]:
+        yield f"without the start: {summary['speedup_of_tests']:.2f} times the speed"
     ratios = sorted(summary["ratios"].values())
     if ratios:
         yield (
@@ -280,6 +307,12 @@ def lines_of(summary: dict[str, Any], phases: Sequence[Phase]) -> Iterator[str]:
             f"{NOISE:.0%} off"
         )
     yield f"mixed: {summary['mixed_tests']} tests in {summary['mixed_s']:.1f} s"
+    crowds = summary["crowded_samples"]
+    yield f"together, looks with more memory in use than one test takes: {'not known' if crowds is None else crowds}"
+
+
+def lines_on(phases: Sequence[Phase]) -> Iterator[str]:
+    """What became of each start of pytest."""
     for phase in phases:
         seen = "processes not shown by the driver" if phase.shared_samples is None else f"{phase.shared_samples} shared"
         yield (
@@ -289,14 +322,10 @@ def lines_of(summary: dict[str, Any], phases: Sequence[Phase]) -> Iterator[str]:
         yield from (f"    {line}" for line in phase.tail.splitlines()[-15:])
 
 
-def is_good(phases: Sequence[Phase], wanted: Sequence[int]) -> bool:
+def is_good(phase: Phase, tests: int) -> bool:
     """Whether everything ran, and no GPU was shared; contexts that tests of several GPUs leave behind are none."""
-    single = [phase for phase in phases if phase.name != "mixed"]
-    return (
-        all(len(phase.tests) == tests and not phase.tail for phase, tests in zip(phases, wanted, strict=True))
-        and not any(phase.overlaps for phase in phases)
-        and not any(phase.shared_samples for phase in single)
-    )
+    is_shared = phase.overlaps or (phase.name != "mixed" and phase.shared_samples)
+    return len(phase.tests) == tests and not phase.tail and not is_shared
 
 
 def _driver(*, is_dry: bool) -> Nvml:
@@ -308,38 +337,65 @@ def _driver(*, is_dry: bool) -> Nvml:
         raise SystemExit(str(error)) from None
 
 
-def main() -> int:
-    """Run all phases, print, write, and say by the exit code whether all is well."""
+def check_packages(*, is_dry: bool) -> None:
+    """Say at once what would otherwise be missed when the first phases are over."""
+    wanted = ["xdist", "pynvml", *([] if is_dry else ["torch"])]
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"{sys.executable} lacks {', '.join(missing)}: pip install pytest-xdist nvidia-ml-py torch")
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", type=int, default=32, help="tests of one GPU (default: 32)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each (default: 5)")
     parser.add_argument("--alone", type=int, default=2, help="tests to run alone on each GPU (default: 2)")
     parser.add_argument("--mixed", type=int, default=24, help="mixed tests, of 1 s (default: 24)")
+    parser.add_argument("--limit", type=float, default=540.0, help="seconds for all of it (default: 540)")
     parser.add_argument("--output", type=Path, help="JSON file for all that was seen")
     parser.add_argument("--dry", action="store_true", help="four pretended GPUs, sleep for work")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="gpuperf-leases-") as name:
-        bench = Bench(Path(name), _driver(is_dry=given.dry), seconds=given.seconds, is_dry=given.dry)
-        if not bench.gpus:
-            raise SystemExit("There is no GPU here. Try --dry.")
-        one = "test_many.py"
-        alone = [
-            bench.run(f"alone on GPU {i}", one, given.alone, seconds=given.seconds, visible=gpu.uuid)
-            for i, gpu in enumerate(bench.gpus)
-        ]
-        spread = ("-n", "auto", "--maxschedchunk=1")
-        visible = ",".join(gpu.uuid for gpu in bench.gpus)
-        together = bench.run("together", one, given.tests, *spread, seconds=given.seconds, visible=visible)
-        mixed = bench.run("mixed", "test_mixed.py", given.mixed, *spread, seconds=1.0, visible=visible)
-    phases = (*alone, together, mixed)
-    summary = summary_of(bench, alone, together, mixed)
-    for line in lines_of(summary, phases):
-        print(line)
+    return parser.parse_args()
+
+
+def phases_of(bench: Bench, given: argparse.Namespace) -> Iterator[tuple[Phase, bool]]:
+    """Run one phase after the other, with whether it went well; without good serial runs nothing is compared."""
+    one, are_good = "test_many.py", True
+    for number, gpu in enumerate(bench.gpus):
+        name = f"alone on GPU {number}"
+        phase = bench.run(name, one, given.alone, seconds=given.seconds, visible=gpu.uuid)
+        are_good = is_good(phase, given.alone)
+        yield phase, are_good
+        if not are_good:
+            return
+    spread = ("-n", "auto", "--maxschedchunk=1")
+    visible = ",".join(gpu.uuid for gpu in bench.gpus)
+    together = bench.run("together", one, given.tests, *spread, seconds=given.seconds, visible=visible)
+    yield together, is_good(together, given.tests)
+    mixed = bench.run("mixed", "test_mixed.py", given.mixed, *spread, seconds=1.0, visible=visible)
+    yield mixed, is_good(mixed, given.mixed)
+
+
+def main() -> int:
+    """Run all phases, print, write, and say by the exit code whether all is well."""
+    given = arguments()
+    check_packages(is_dry=given.dry)
+    phases, are_good, summary = [], True, None
+    with tempfile.TemporaryDirectory(prefix="gpuperf-leases-") as folder:
+        bench = Bench(Path(folder), _driver(is_dry=given.dry), limit_s=given.limit, is_dry=given.dry)
+        for phase, went_well in phases_of(bench, given):
+            phases.append(phase)
+            are_good &= went_well
+            print(*lines_on([phase]), sep="\n", flush=True)
+    if len(phases) == len(bench.gpus) + 2:
+        *alone, together, mixed = phases
+        summary = summary_of(bench, alone, together, mixed)
+        are_good &= summary["workers"] == min(len(bench.gpus), given.tests) and not summary["crowded_samples"]
+        print(*lines_of(summary), sep="\n")
     if given.output:
-        given.output.write_text(
-            json.dumps({"summary": summary, "phases": msgspec.to_builtins(phases)}, indent=1) + "\n"
-        )
-    return 0 if is_good(phases, [*[given.alone] * len(alone), given.tests, given.mixed]) else 1
+        found = {"summary": summary, "phases": msgspec.to_builtins(phases)}
+        given.output.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if are_good else 1
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from itertools import takewhile
 
 import msgspec
 
+from pytest_gpuperf.analysis.kernel_names import is_product
 from pytest_gpuperf.analysis.model_work import ModelStep, largest_batch, ridge_batch
 from pytest_gpuperf.analysis.roofline import BOUND_FROM, Diagnosis, is_communication
 from pytest_gpuperf.records import KernelSummary, KernelUse, Record, Telemetry
@@ -25,11 +26,12 @@ _TINY_S = 5e-6
 #: A pause so many times as long as the launch in it is the host's own work: torch's operators take up to 2 (the
 #: pauses of an eager network of 20 layers on an H200), a loop that spins for 30 µs takes 9.
 _HOST_WORK = 4.0
-#: Names of kernels that multiply matrices, and of those that torch runs one by one for each operator.
-_GEMM = re.compile(r"gemm|nvjet|cutlass|xmma|wgmma|splitk|gemv", re.IGNORECASE)
+#: Names of kernels that torch runs one by one for each operator.
 _EAGER = re.compile(r"at::native::|Memcpy DtoD|elementwise_kernel|reduce_kernel")
 #: A product's kernel names the architecture that it was written for: cutlass_75, sm80_xmma, sm90.
 _ARCHITECTURE = re.compile(r"(?:cutlass_|sm_?)(\d\d\d?)(?=_|\D)")
+#: What CUTLASS calls operands whose rows begin every 16 bytes, of 16 and of 8 bits.
+_ALIGNED = re.compile(r"align(8|16)\b")
 _FP32_GEMM = re.compile(r"sgemm|f32f32_f32f32|simt", re.IGNORECASE)
 _HALF_TYPES = ("bfloat16", "float16")
 
@@ -329,7 +331,7 @@ def heat(found: Diagnosis, setting: Setting) -> Recommendation | None:  # noqa: 
 def fusion(found: Diagnosis, setting: Setting) -> Recommendation | None:  # noqa: ARG001 - as all rules
     """Time in torch's own kernels, one an operator, between the products."""
     kernels = list(_kernels(found.evidence.kernels))
-    eager = [one for one in kernels if _EAGER.search(one.name) and not _GEMM.search(one.name)]
+    eager = [one for one in kernels if _EAGER.search(one.name) and not is_product(one.name)]
     count, share = sum(one.count for one in eager), _share_of_time(found, eager)
     if len(kernels) < 3 or count < 4 or share < 0.05 or found.limit in ("idle", "overhead-bound"):
         return None
@@ -347,6 +349,8 @@ def old_kernel(found: Diagnosis, setting: Setting) -> Recommendation | None:
         return None
     own = int(setting.compute_capability.replace(".", ""))
     for kernel in _kernels(found.evidence.kernels):
+        if _ALIGNED.search(kernel.name):  # it runs for another reason
+            continue
         match = _ARCHITECTURE.search(kernel.name)
         share = _share_of_time(found, [kernel])
         if match and int(match[1]) < own and share >= 0.3 and not _FP32_GEMM.search(kernel.name):

@@ -18,6 +18,8 @@ from pytest_gpuperf.records import (
 
 #: Profiles by test and metric.
 Profiles = Mapping[tuple[TestKey, str], KernelSummary]
+#: Modes of numbers that a test took itself, perhaps of a region where the GPU idled.
+_OF_TESTS = ("recorded", "curve")
 #: What was stored with a metric's baseline.
 Stored = Callable[[str], KernelSummary | None]
 
@@ -59,8 +61,10 @@ def _causes(
 def _sides(
     record: TestRecord, metric: str, profiles: Profiles, stored: Stored
 ) -> tuple[KernelSummary | None, KernelSummary | None]:
-    """Both profiles of a metric, or of another one of the same test: of an engine, one stands for all."""
-    for name in (metric, *(measurement.metric for measurement in record.measurements)):
+    """Both profiles of a metric; of a test's own number those of any other, too: of an engine, one stands for all."""
+    own = next(measurement for measurement in record.measurements if measurement.metric == metric)
+    others = [one.metric for one in record.measurements] if own.method.mode in _OF_TESTS else []
+    for name in (metric, *others):
         try:
             now, then = profiles.get((record.key, name)), stored(name)
         except BaselineError:  # what cannot be read explains nothing, and is no reason for silence on the regression
@@ -75,13 +79,13 @@ def _clock_mhz(runs: Sequence[Measurement]) -> float | None:
     clocks = [
         run.telemetry.sm_clock_mhz
         for run in runs
-        if run.telemetry and run.telemetry.sm_clock_mhz and run.method.mode not in ("recorded", "curve")
+        if run.telemetry and run.telemetry.sm_clock_mhz and run.method.mode not in _OF_TESTS
     ]
     return sum(clocks) / len(clocks) if clocks else None
 
 
 def _usual_clock_mhz(baseline: MetricBaseline) -> float | None:
-    if baseline.method.mode in ("recorded", "curve"):
+    if baseline.method.mode in _OF_TESTS:
         return None
     clocks = [run.sm_clock_mhz for session in baseline.sessions for run in session.runs if run.sm_clock_mhz]
     return sum(clocks) / len(clocks) if clocks else None

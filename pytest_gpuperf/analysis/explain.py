@@ -1,19 +1,31 @@
 """Why a test got slower: two summaries of what the GPU did, and how it was, compared part by part. Pure.
 
 The loss is the difference of the two spans, from the first kernel's begin to the last one's end. It is made of kernels
-that are new, gone, replaced, called more often or slower, and of gaps in which the GPU had nothing to do. A part may be
-more than the whole, where another one became faster.
+that are new, gone, replaced, called more often or slower, of time in which they no longer run side by side, and of gaps
+in which the GPU had nothing to do. A part may be more than the whole, where another one became faster.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Literal
 
-from pytest_gpuperf.analysis.kernel_names import short_name, trait
+from pytest_gpuperf.analysis.kernel_names import family, is_product, short_name, trait
 from pytest_gpuperf.records import KernelSummary, KernelUse, Record
 from pytest_gpuperf.units import format_percent, format_value
 
 CauseKind = Literal[
-    "replaced", "added", "often", "slower", "interrupted", "pieces", "gaps", "graph", "clock", "process", "unseen"
+    "replaced",
+    "added",
+    "often",
+    "slower",
+    "interrupted",
+    "pieces",
+    "rest",
+    "overlap",
+    "gaps",
+    "graph",
+    "clock",
+    "unseen",
 ]
 
 #: A profile that shows less than this part of the measured loss did not catch it.
@@ -24,6 +36,8 @@ LEAST_SHARE = 0.15
 SAME = 0.02
 #: From this many times as many launches of nearly everything, the work comes in smaller pieces.
 PIECES = 1.5
+#: A piece whose number of blocks is not known takes less than this part of the time of the whole.
+PIECE_TIME = 0.8
 #: A kernel whose mean is this many times its median, where it was not before, was interrupted: two processes on one GPU
 #: take turns of about 2 ms (an H200: a GEMM of 192 us in the median, 357 us in the mean, 204 us alone).
 INTERRUPTED = 1.2
@@ -36,11 +50,9 @@ class Condition(Record, frozen=True, kw_only=True):
 
     Attributes:
         sm_clock_mhz: Mean SM clock.
-        others: Who else used the GPU, in words; `None`: nobody that is known of.
     """
 
     sm_clock_mhz: float | None = None
-    others: str | None = None
 
 
 class Cause(Record, frozen=True, kw_only=True):
@@ -100,31 +112,33 @@ def explain(
     Returns:
         Nothing where nothing is known.
     """
-    if now is None or then is None:
-        return tuple(_from_conditions(slower, condition, usual))
+    if now is None or then is None or then.span_s <= 0:
+        return _from_clock(slower, condition, usual)
     lost_s = now.span_s - then.span_s
-    if lost_s < SEEN_SHARE * slower * then.span_s:
-        return tuple(_from_conditions(slower, condition, usual)) or (_unseen(lost_s, then, slower),)
-    parts = _of_kernels(now, then, condition, usual) + _of_gaps(now, then)
-    if condition.others and (taken := _taken_by_others(parts)):
-        own = [part for part in parts if part not in taken]
-        text = f"another process works on the GPU ({condition.others})"
-        parts = [*own, _Part(kind="process", text=text, seconds=sum(part.seconds for part in taken))]
+    if lost_s <= 0 or lost_s < SEEN_SHARE * slower * then.span_s:
+        return _from_clock(slower, condition, usual) or (_unseen(lost_s, then, slower),)
+    parts = _of_kernels(now, then, condition, usual) + _of_overlap(now, then) + _of_gaps(now, then)
     parts.sort(key=lambda part: -part.seconds)
-    found = [part for part in parts if part.seconds >= LEAST_SHARE * lost_s][:MOST]
+    found = [part for part in parts if part.seconds >= LEAST_SHARE * lost_s][:MOST] or _together(parts)
     return tuple(Cause(kind=part.kind, text=part.text, share=part.seconds / lost_s) for part in found)
 
 
-def _from_conditions(slower: float, condition: Condition, usual: Condition) -> list[Cause]:
-    """What the state of the GPU alone explains, without a profile."""
-    causes = []
-    if condition.others:
-        causes.append(Cause(kind="process", text=f"another process works on the GPU ({condition.others})"))
+def _together(parts: Sequence[_Part]) -> list[_Part]:
+    """As one what matters only in sum; the largest first."""
+    small = [part for part in parts if part.seconds > 0]
+    if len(small) < 2:
+        return []
+    text = f"{len(small)} causes of less than {format_percent(LEAST_SHARE)} each, the largest: {small[0].text}"
+    return [_Part(kind=small[0].kind, text=text, seconds=sum(part.seconds for part in small))]
+
+
+def _from_clock(slower: float, condition: Condition, usual: Condition) -> tuple[Cause, ...]:
+    """What the clock alone explains, without a profile."""
     drop = _clock_drop(condition, usual)
-    if drop > SAME:
-        share = min(drop / slower, 1.0) if slower > 0 else None
-        causes.append(Cause(kind="clock", text=_clock_text(condition, usual), share=share))
-    return causes
+    if drop <= SAME:
+        return ()
+    share = min(drop / slower, 1.0) if slower > 0 else None
+    return (Cause(kind="clock", text=_clock_text(condition, usual), share=share),)
 
 
 def _unseen(lost_s: float, then: KernelSummary, slower: float) -> Cause:
@@ -138,60 +152,110 @@ def _unseen(lost_s: float, then: KernelSummary, slower: float) -> Cause:
 def _of_kernels(now: KernelSummary, then: KernelSummary, condition: Condition, usual: Condition) -> list[_Part]:
     changes = _changes(now, then)
     if _comes_in_pieces(changes):
-        return [_pieces(now, then, changes)]
-    parts = [_part_of(change) for change in changes if change.now is None or change.then is None]
+        return [_pieces(changes)]
+    parts = [_added(change.now, then) for change in changes if change.now and change.then is None]
     parts += [
         _replaced(change) for change in changes if change.now and change.then and change.now.name != change.then.name
     ]
     same = [change for change in changes if change.now and change.then and change.now.name == change.then.name]
-    return parts + _more_often(same) + _slower(same, condition, usual)
+    return parts + _more_often(same) + _slower(same, condition, usual) + _of_rest(now, then, changes)
 
 
 def _changes(now: KernelSummary, then: KernelSummary) -> list[_Change]:
-    """Pair kernels by name; those that are gone with those that are new, the longest with the longest."""
-    ours, theirs = {use.name: use for use in now.kernels}, {use.name: use for use in then.kernels}
+    """Pair kernels by name; those that are gone with those that are new, of one family first, the longest first.
+
+    One that is not longer than all that the other side leaves out of its list may be among these.
+    """
+    ours, theirs = ({use.name: use for use in side.kernels if use.count > 0} for side in (now, then))
     pairs = [_Change(then=theirs[name], now=ours[name]) for name in ours.keys() & theirs.keys()]
-    new = [use for use in now.kernels if use.name not in theirs]
-    gone = [use for use in then.kernels if use.name not in ours]
-    matched = min(len(new), len(gone))
-    pairs += [_Change(then=a, now=b) for a, b in zip(gone[:matched], new[:matched], strict=True)]
-    return [
-        *pairs,
-        *(_Change(then=None, now=use) for use in new[matched:]),
-        *(_Change(then=use, now=None) for use in gone[matched:]),
-    ]
+    new = [use for use in ours.values() if use.name not in theirs and use.time_s > _left_out_s(then)]
+    gone = [use for use in theirs.values() if use.name not in ours and use.time_s > _left_out_s(now)]
+    for before in tuple(gone):
+        after = next((use for use in new if family(use.name) == family(before.name)), None)
+        if after is not None:
+            pairs.append(_Change(then=before, now=after))
+            gone.remove(before)
+            new.remove(after)
+    for is_of_kind in (is_product, lambda name: not is_product(name)):
+        left = ([use for use in side if is_of_kind(use.name)] for side in (gone, new))
+        pairs += [_Change(then=before, now=after) for before, after in zip_longest(*left)]
+    return pairs
+
+
+def _left_out_s(side: KernelSummary) -> float:
+    """The longest that a kernel can be which is not listed."""
+    return min((use.time_s for use in side.kernels), default=0.0) if side.rest else 0.0
+
+
+def _of_rest(now: KernelSummary, then: KernelSummary, changes: Sequence[_Change]) -> list[_Part]:
+    """What all kernels together took longer of which no list says anything."""
+    now_s = _all_s(now) - sum(_time(change.now) for change in changes)
+    then_s = _all_s(then) - sum(_time(change.then) for change in changes)
+    if not (now.rest or then.rest):
+        return []
+    times = [format_value(max(seconds, 0.0), "s", digits=3) for seconds in (now_s, then_s)]
+    text = f"kernels too short to be listed take {times[0]} a call instead of {times[1]}"
+    return [_Part(kind="rest", text=text, seconds=now_s - then_s)]
+
+
+def _of_overlap(now: KernelSummary, then: KernelSummary) -> list[_Part]:
+    """What kernels of several streams took less together than one after the other, and no longer do."""
+    now_s, then_s = (max(_all_s(side) - side.busy_s, 0.0) for side in (now, then))
+    times = [format_value(seconds, "s", digits=3) for seconds in (now_s, then_s)]
+    streams = f" ({_streams(now)} instead of {then.streams})" if now.streams != then.streams else ""
+    text = f"kernels run side by side for {times[0]} a call, {times[1]} then{streams}"
+    return [_Part(kind="overlap", text=text, seconds=then_s - now_s)]
+
+
+def _streams(side: KernelSummary) -> str:
+    return f"{side.streams} stream{'s' * (side.streams != 1)}"
+
+
+def _all_s(side: KernelSummary) -> float:
+    return sum(use.time_s for use in side.kernels) + _time(side.rest)
 
 
 def _comes_in_pieces(changes: Sequence[_Change]) -> bool:
     """Whether most of the time is in kernels that are launched more often, on fewer blocks where that is known."""
-    pieces = [one for one in changes if (one.count_ratio or 0.0) >= PIECES and _has_fewer_blocks(one)]
+    pieces = [one for one in changes if (one.count_ratio or 0.0) >= PIECES and _is_smaller(one)]
     return sum(_time(one.now) for one in pieces) > 0.5 * sum(_time(one.now) for one in changes)
 
 
-def _has_fewer_blocks(change: _Change) -> bool:
-    if change.now is None or change.then is None or change.now.blocks is None or change.then.blocks is None:
-        return True
+def _is_smaller(change: _Change) -> bool:
+    """Whether each launch has less to do: fewer blocks, or less time where blocks are not known."""
+    if change.now is None or change.then is None:
+        return False
+    if change.now.blocks is None or change.then.blocks is None:
+        return change.now.time_s / change.now.count < PIECE_TIME * change.then.time_s / change.then.count
     return change.now.blocks < change.then.blocks
 
 
-def _pieces(now: KernelSummary, then: KernelSummary, changes: Sequence[_Change]) -> _Part:
-    ratio = sum(use.count for use in now.kernels) / sum(use.count for use in then.kernels)
-    text = f"the work comes in {ratio:.3g} times as many, smaller launches: a smaller batch?"
+def _pieces(changes: Sequence[_Change]) -> _Part:
+    now, then = (
+        sum(use.count for use in side if use) for side in zip(*((one.now, one.then) for one in changes), strict=True)
+    )
+    text = f"the work comes in {now / then:.3g} times as many, smaller launches: a smaller batch?"
     return _Part(kind="pieces", text=text, seconds=sum(change.seconds for change in changes))
 
 
-def _part_of(change: _Change) -> _Part:
-    if change.now is None:
-        return _Part(kind="added", text="", seconds=change.seconds)  # gone: it saves time, and explains no loss
-    use = change.now
+def _added(use: KernelUse, then: KernelSummary) -> _Part:
     text = f"an added kernel, {short_name(use.name)}{_times(use)} of {_mean(use)}"
-    return _Part(kind="added", text=text, seconds=change.seconds)
+    if meaning := trait(use.name):
+        text += f" ({meaning})"
+    if then.rest:
+        text = (
+            f"kernel {short_name(use.name)}{_times(use)} of {_mean(use)}, none of the {len(then.kernels)} longest then"
+        )
+    return _Part(kind="added", text=text, seconds=use.time_s)
 
 
 def _replaced(change: _Change) -> _Part:
     assert change.then, "both sides are there"
     assert change.now, "both sides are there"
-    text = f"kernel {short_name(change.then.name)} replaced by {short_name(change.now.name)}"
+    before, after = short_name(change.then.name), short_name(change.now.name)
+    text = f"kernel {before} replaced by {after}"
+    if before == after:
+        text = f"another variant of kernel {after} takes {_mean(change.now)} instead of {_mean(change.then)}"
     return _Part(kind="replaced", text=text + _trait_text(change.then, change.now), seconds=change.seconds)
 
 
@@ -228,9 +292,14 @@ def _slower(changes: Sequence[_Change], condition: Condition, usual: Condition) 
 
 
 def _is_interrupted(change: _Change) -> bool:
-    """Whether most launches are as quick as ever, and a few take many times as long."""
+    """Whether the launches are as many and most of them as quick as ever, and a few take many times as long.
+
+    A kernel that was uneven before works on several sizes, of which one may have grown.
+    """
     ours, theirs = _mean_over_median(change.now), _mean_over_median(change.then)
-    return ours is not None and ours > INTERRUPTED and (theirs is None or theirs < ours - (INTERRUPTED - 1) / 2)
+    is_uneven = ours is not None and ours > INTERRUPTED
+    was_even = theirs is None or (theirs <= INTERRUPTED and theirs < (ours or 0.0) - (INTERRUPTED - 1) / 2)
+    return is_uneven and was_even and abs((change.count_ratio or 0.0) - 1) <= SAME
 
 
 def _mean_over_median(use: KernelUse | None) -> float | None:
@@ -280,11 +349,6 @@ def _why_idle(now: KernelSummary, then: KernelSummary) -> str:
     if now.sync_s - then.sync_s > 0.5 * (now.gap_s - then.gap_s):
         return "the host synchronises with it in between"
     return "host time between launches"
-
-
-def _taken_by_others(parts: Sequence[_Part]) -> list[_Part]:
-    """What a second process on the GPU explains: the same kernels take longer, or wait."""
-    return [part for part in parts if part.kind in ("slower", "interrupted", "gaps", "clock")]
 
 
 def _clock_drop(condition: Condition, usual: Condition) -> float:

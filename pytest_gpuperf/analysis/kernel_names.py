@@ -17,10 +17,8 @@ _TRAITS = (
     (re.compile(r"splitK|split_k|splitk", re.IGNORECASE), "split over K"),
     (re.compile(r"e4m3|e5m2|fp8"), "fp8"),
 )
-_COMMUNICATION = re.compile(
-    r"^nccl|nccl(?:Dev)?Kernel|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|multimem|broadcast_?kernel_?sm",
-    re.IGNORECASE,
-)
+#: Products of matrices, by cuBLAS, cuBLASLt, CUTLASS and others.
+_PRODUCT = re.compile(r"gemm|nvjet|cutlass|xmma|wgmma|splitk|gemv", re.IGNORECASE)
 
 
 def short_name(name: str) -> str:
@@ -31,9 +29,9 @@ def short_name(name: str) -> str:
     >>> short_name("sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize64x64x32")
     'sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize64x64x32'
     """
-    if name.startswith(("Memcpy", "Memset")):
+    if _is_transfer(name):
         return name
-    plain = name.removeprefix("void ")
+    plain = name.removeprefix("void ").replace("(anonymous namespace)::", "")
     inner = _GENERIC.match(plain) or _GENERIC.search(plain.split("(", maxsplit=1)[0])
     head = _without_namespaces(inner[1] if inner else _until_bracket(plain))
     detail = _detail(plain, head)
@@ -46,9 +44,25 @@ def trait(name: str) -> str | None:
     return next((meaning for pattern, meaning in _TRAITS if pattern.search(name)), None)
 
 
-def is_communication(name: str) -> bool:
-    """Whether a kernel moves data between GPUs: NCCL's, and those of libraries that reduce or gather by themselves."""
-    return _COMMUNICATION.search(name) is not None
+def is_product(name: str) -> bool:
+    """Whether a kernel multiplies matrices."""
+    return _PRODUCT.search(name) is not None
+
+
+def family(name: str) -> str:
+    """What kind of work a kernel does, as far as its name tells: kernels of one family may replace each other.
+
+    >>> family("sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize64x64x32")
+    'product'
+    """
+    if is_product(name):
+        return "product"
+    short = short_name(name)
+    return short if _is_transfer(name) else short[:-1].partition(" (")[2] or short
+
+
+def _is_transfer(name: str) -> bool:
+    return name.startswith(("Memcpy", "Memset"))
 
 
 def _until_bracket(name: str) -> str:

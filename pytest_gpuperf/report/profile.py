@@ -43,7 +43,8 @@ def _relative(path: Path) -> str:
 
 def _lines_of(one: Profiled, top: int, asked: int | None, width: int) -> list[Line]:
     kernels, unit = one.kernels, one.calls
-    rows = [_fitted(one.title, width), f"  {kernels.calls} {unit} profiled{_cut(one, asked)}; of one {unit[:-1]}:"]
+    counted = f"{kernels.calls} {unit if kernels.calls != 1 else unit[:-1]}"
+    rows = [_fitted(one.title, width), f"  {counted} profiled{_cut(one, asked)}; of one {unit[:-1]}:"]
     is_cpu = not kernels.launches
     rows += _cpu_rows(kernels) if is_cpu else _gpu_rows(kernels)
     rows += _table(kernels, top, "operator" if is_cpu else "kernel", width)
@@ -59,7 +60,7 @@ def _cut(one: Profiled, asked: int | None) -> str:
     """That it were fewer calls than asked for, and why."""
     if asked is None or one.kernels.calls >= asked or one.calls == "steps":
         return ""
-    return f" of the {asked} asked for, so that the trace stays small"
+    return f" of {asked:,} asked for (the trace stays small)"
 
 
 def _cpu_rows(kernels: KernelSummary) -> list[str]:

@@ -25,7 +25,10 @@ from pytest_gpuperf.trials.diagnose import (
 )
 
 #: Measured once, and nothing is judged: what the test is compared with is the device.
-_OPTIONS = ("--gpuperf-budget=0", "--gpuperf-anchors=off", "--gpuperf-expectations=off", "-p", "no:cacheprovider")
+_OPTIONS = (
+    *("--gpuperf-budget=0", "--gpuperf-anchors=off", "--gpuperf-expectations=off"),
+    *("--gpuperf-missing=pass", "--gpuperf-invalid=warn", "-p", "no:cacheprovider"),
+)
 
 #: pytest, its imports and the test's fixtures come on top of what the user gives the test.
 _LEAST_TIMEOUT_S = 300.0
@@ -104,7 +107,9 @@ def _timed(test: str, *, device: str, timeout_s: float) -> Results:
     """Run the test as it is; what it measured."""
     with tempfile.TemporaryDirectory(prefix="gpuperf-") as name:
         path = Path(name) / "results.jsonl"
-        arguments = (test, f"--gpuperf-device={device}", f"--gpuperf-json={path}", *_OPTIONS)
+        # a folder without baselines: a test that got slower is one to diagnose, and shall not fail
+        own = (f"--gpuperf-device={device}", f"--gpuperf-json={path}", f"--gpuperf-baselines={name}/none")
+        arguments = (test, *own, *_OPTIONS)
         finished = run_group([sys.executable, "-m", "pytest", *arguments], timeout_s=timeout_s)
         if finished.code in (4, 5):
             last = finished.tail.strip().splitlines()[-1:] or [""]

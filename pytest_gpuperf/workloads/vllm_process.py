@@ -197,7 +197,8 @@ class HostProcess:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a GPU that fell off the bus
+            self._process.wait(_GROUP_S)
         limit_s = time.monotonic() + _GROUP_S
         while has_group(self._process.pid) and time.monotonic() < limit_s:  # a GPU's memory is theirs until then
             time.sleep(0.01)

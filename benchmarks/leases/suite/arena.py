@@ -22,10 +22,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 @pytest.fixture
 def noted(gpus: tuple[Device, ...], request: pytest.FixtureRequest) -> Iterator[tuple[Device, ...]]:
-    """The devices, with a line at the begin and the end of their use."""
+    """The devices, ready for work, with a line at the begin and the end of their use, and when they were ready."""
     path = Path(os.environ[work.NOTES]) / f"{os.getpid()}.txt"
     uuids = ",".join(device.uuid for device in gpus)
     with path.open("a", buffering=1) as file:
         file.write(f"begin {time.monotonic()} {uuids} {request.node.name}\n")
+        work.warm_up([device.device for device in gpus])
+        file.write(f"ready {time.monotonic()}\n")
         yield gpus
         file.write(f"end {time.monotonic()} {uuids} {request.node.name}\n")

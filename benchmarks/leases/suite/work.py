@@ -43,6 +43,11 @@ def event(torch: Any) -> Any:
     return torch.cuda.Event(enable_timing=True)
 
 
+def warm_up(devices: Sequence[str]) -> None:
+    """Import torch and make contexts, which are no part of a test's own time."""
+    block_on(devices)()
+
+
 def median_s(devices: Sequence[str], blocks: int) -> float:
     """Median time of a block, after three to warm up."""
     block = block_on(devices)

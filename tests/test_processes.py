@@ -1,0 +1,57 @@
+"""The end of a process group: whatever hangs, whoever waits for it goes on."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_gpuperf import processes
+from pytest_gpuperf.processes import run_group
+from pytest_gpuperf.workloads import vllm_process
+from pytest_gpuperf.workloads.vllm_process import HostProcess
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+
+
+class Stuck(subprocess.Popen[bytes]):
+    """A process that the kernel cannot end, as one that waits for a GPU that fell off the bus."""
+
+    made: "list[Stuck]"
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[call-overload]
+        self.made.append(self)
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert timeout is not None, "this would wait for ever"
+        raise subprocess.TimeoutExpired(str(self.args), timeout)
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(Stuck, "made", [], raising=False)
+    monkeypatch.setattr(subprocess, "Popen", Stuck)
+    monkeypatch.setattr(processes, "_GRACE_S", 0.1)
+    yield
+    for one in Stuck.made:
+        one.kill()
+        super(Stuck, one).wait(10)
+
+
+@pytest.mark.usefixtures("stuck")
+def test_a_command_that_cannot_be_killed_is_not_waited_for() -> None:
+    assert run_group(SLEEP, timeout_s=0.1).in_words == "did not end in time and was killed"
+
+
+@pytest.mark.usefixtures("stuck")
+def test_an_engine_that_cannot_be_killed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_process, "_GROUP_S", 0.1)
+    process = HostProcess(SLEEP, environment=dict(os.environ), log=tmp_path / "log", name="an engine")
+    begin_s = time.monotonic()
+    process.kill()
+    assert not process.is_open
+    assert time.monotonic() - begin_s < 5
