@@ -24,7 +24,7 @@ import pytest
 from pytest_gpuperf import lease as lease_module
 from pytest_gpuperf.devices import Device, cpu_device, find_devices
 from pytest_gpuperf.errors import DeviceError, LeaseTimeout
-from pytest_gpuperf.lease import Lease, claim_of, holder_of, is_free, lease, lock_folder, lock_path
+from pytest_gpuperf.lease import Lease, claim_of, holder_of, is_free, lease, lease_patiently, lock_folder, lock_path
 from pytest_gpuperf.locks import is_held, try_lock
 from pytest_gpuperf.processes import run_group
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
@@ -786,3 +786,14 @@ def test_two_users_exclude_each_other_in_the_folder_that_was_named() -> None:
         shutil.rmtree(folder)
     assert told.stderr == ""
     assert told.stdout == "leased\n"
+
+
+def test_whose_preferred_device_is_held_for_long_takes_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", str(tmp_path))
+    home, other = find_devices(FakeNvml(fake_gpu(0), fake_gpu(1)), cuda_visible_devices=None)
+    with lease([(home,)]), lease_patiently([(home,)], [(other,)], patience_s=0.1) as lent:
+        assert lent.devices == (other,)
+    with lease_patiently([(home,)], [(other,)], patience_s=0.1) as lent:
+        assert lent.devices == (home,)
