@@ -1,11 +1,11 @@
 """The memory calculator against real GPUs: what `gpuperf memory` says beside what NVML, torch and vLLM's log say.
 
     python benchmarks/llm/memory_check.py OUT.json [--limit-s 360] [--parts transformers,graphs,vllm] [--tokens 1024]
-        [--batches 1,8,32]
+        [--batches 1,8,32] [--vllm-models llama-3-8b,gpt2]
 
 Three parts, the quickest first, each row written as soon as it is known, so that a run that is cut short keeps them:
 transformers: six models at three batch sizes, one process a model. graphs: one engine that sizes its cache itself, with
-CUDA graphs, whose log tells activations and graphs apart. vllm: two models at three sizes of the KV cache, eager.
+CUDA graphs, whose log tells activations and graphs apart. vllm: models at three sizes of the KV cache, eager.
 No further process is started once the limit is over. The last lines say what data/memory_overheads.json should hold.
 """
 
@@ -35,7 +35,6 @@ from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
 
 MODELS = ("gpt2", "opt-1.3b", "tinyllama-1.1b", "llama-3.2-3b", "qwen2.5-7b", "llama-3-8b")
 VLLM_BATCHES = (4, 16, 64)
-VLLM_MODELS = ("llama-3-8b", "gpt2")
 GRAPHS_MODEL = "llama-3-8b"
 OUTPUT_TOKENS = 16
 GOAL = 0.05
@@ -191,7 +190,9 @@ def logged(log: str) -> dict[str, int]:
 # What is run and what is shown
 
 
-def all_rows(parts: Sequence[str], *, limit_s: float, tokens: int, batches: str) -> Iterator[Row]:
+def all_rows(
+    parts: Sequence[str], *, limit_s: float, tokens: int, batches: str, vllm_models: Sequence[str]
+) -> Iterator[Row]:
     """Every row that time allows; a configuration that fails is told and left out."""
     until_s = time.monotonic() + limit_s
     machine = Machine("cuda")
@@ -202,7 +203,7 @@ def all_rows(parts: Sequence[str], *, limit_s: float, tokens: int, batches: str)
             yield from _in_child(model, until_s, "--tokens", str(tokens), "--batches", batches)
     engines = [("graphs", GRAPHS_MODEL, 64)] if "graphs" in parts else []
     if "vllm" in parts:
-        engines += [("vllm", model, batch) for batch in VLLM_BATCHES for model in VLLM_MODELS]
+        engines += [("vllm", model, batch) for batch in VLLM_BATCHES for model in vllm_models]
     for part, model, batch_size in engines:
         if time.monotonic() > until_s:
             print(f"left out, the time is over: {part} {model} {batch_size}", flush=True)
@@ -283,6 +284,7 @@ def main() -> None:
     parser.add_argument("--parts", default="transformers,graphs,vllm")
     parser.add_argument("--tokens", type=int, default=1024, help="of a request")
     parser.add_argument("--batches", default="1,8,32", help="of transformers")
+    parser.add_argument("--vllm-models", default="llama-3-8b,gpt2", help="of vllm")
     parser.add_argument("--child", metavar="MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -294,7 +296,13 @@ def main() -> None:
         return
     rows: list[Row] = []
     parts = options.parts.split(",")
-    for row in all_rows(parts, limit_s=options.limit_s, tokens=options.tokens, batches=options.batches):
+    for row in all_rows(
+        parts,
+        limit_s=options.limit_s,
+        tokens=options.tokens,
+        batches=options.batches,
+        vllm_models=options.vllm_models.split(","),
+    ):
         rows.append(row)
         show(row)
         options.out.write_text(json.dumps([json.loads(encode(each)) for each in rows], indent=1) + "\n")
