@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
+#: Stands for the UUID of a GPU that cannot be asked for it.
+ABSENT = "GPU-absent"
 _CONTAINER = "NVIDIA_VISIBLE_DEVICES"
 #: The step's GPUs are some of the job's (Slurm, srun(1), output environment variables).
 _SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
@@ -26,7 +28,10 @@ def assigned(environment: Mapping[str, str], uuids: Sequence[str]) -> tuple[str,
 
     Args:
         environment: Of this process.
-        uuids: GPUs that the driver shows, in PCI bus order; MIG instances may follow them.
+        uuids: GPUs that the driver shows, see `in_place`; MIG instances may follow them.
+
+    Returns:
+        `ABSENT` among them: what we were given does not answer.
     """
     if not may_narrow(environment):
         return None
@@ -40,6 +45,20 @@ def assigned(environment: Mapping[str, str], uuids: Sequence[str]) -> tuple[str,
         chosen = by_container or by_slurm
     found = tuple(dict.fromkeys(chosen))
     return found if found and set(found) != set(gpus) else None  # all of them, in any order, narrow nothing
+
+
+def in_place(uuids: Mapping[int, str], absent: Iterable[int]) -> tuple[str, ...]:
+    """List GPUs in PCI bus order; one that does not answer keeps its place, as it does for Slurm.
+
+    Args:
+        uuids: By the driver's number.
+        absent: Numbers of those that do not answer.
+
+    >>> in_place({0: "GPU-a", 2: "GPU-c"}, [1])
+    ('GPU-a', 'GPU-absent', 'GPU-c')
+    """
+    places = {**uuids, **dict.fromkeys(absent, ABSENT)}
+    return tuple(places[number] for number in sorted(places))
 
 
 def _named_uuids(environment: Mapping[str, str]) -> list[str]:

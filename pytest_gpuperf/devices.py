@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from pytest_gpuperf.errors import DeviceError
-from pytest_gpuperf.nvml import GpuInfo, Nvml
+from pytest_gpuperf.nvml import AbsentGpu, GpuInfo, Nvml
 from pytest_gpuperf.records import Record
 from pytest_gpuperf.specs import Peaks, architecture_of, computed_peaks, published_peaks, sm_count_of, spec_of
 
@@ -84,6 +84,7 @@ def visible(
     gpus: Sequence[GpuInfo],
     cuda_visible_devices: str | None,
     instances: Mapping[str, Sequence[GpuInfo]] = MappingProxyType({}),
+    absent: Sequence[AbsentGpu] = (),
 ) -> tuple[GpuInfo, ...]:
     """Apply CUDA_VISIBLE_DEVICES as CUDA does (CUDA programming guide, 5.2.1; torch.cuda._parse_visible_devices).
 
@@ -94,11 +95,12 @@ def visible(
         cuda_visible_devices: `None` is all, `""` none. Indices, or UUIDs that may be cut to a unique prefix; the first
             that is not valid ends the list, and one named twice empties it.
         instances: UUID of a GPU in MIG mode -> its MIG instances.
+        absent: GPUs that do not answer. Whether CUDA counts them is not documented.
 
     Raises:
-        DeviceError: It names a MIG instance in the old way.
+        DeviceError: It names a MIG instance in the old way, or a number at or after that of an absent GPU.
     """
-    chosen = _read_list(gpus, cuda_visible_devices, instances).chosen
+    chosen = _read_list(gpus, cuda_visible_devices, instances, absent).chosen
     shown = (one for gpu in chosen for one in ([gpu] if not gpu.mig_enabled else instances.get(gpu.uuid, ())[:1]))
     return tuple(dict.fromkeys(shown))
 
@@ -111,14 +113,14 @@ def find_devices(nvml: Nvml | None, *, cuda_visible_devices: str | None) -> tupl
         cuda_visible_devices: The environment variable, `None` if it is not set.
 
     Raises:
-        DeviceError: A GPU is lost, or CUDA_VISIBLE_DEVICES names a MIG instance in the old way.
+        DeviceError: A GPU is lost meanwhile, or CUDA_VISIBLE_DEVICES names something that is not certain.
     """
     if nvml is None:
         return ()
     gpus = nvml.gpus()
     instances = instances_of(nvml, gpus)
     parents = {instance.uuid: gpu for gpu in gpus for instance in instances.get(gpu.uuid, ())}
-    found = visible(gpus, cuda_visible_devices, instances)
+    found = visible(gpus, cuda_visible_devices, instances, nvml.absent())
     return tuple(_device(index, info, parents.get(info.uuid)) for index, info in enumerate(found))
 
 
@@ -144,11 +146,11 @@ def hidden(nvml: Nvml, *, cuda_visible_devices: str | None) -> str | None:
         cuda_visible_devices: The environment variable, `None` if it is not set.
 
     Raises:
-        DeviceError: A GPU is lost, or CUDA_VISIBLE_DEVICES names a MIG instance in the old way.
+        DeviceError: A GPU is lost meanwhile, or CUDA_VISIBLE_DEVICES names something that is not certain.
     """
     gpus = nvml.gpus()
     instances = instances_of(nvml, gpus)
-    read = _read_list(gpus, cuda_visible_devices, instances)
+    read = _read_list(gpus, cuda_visible_devices, instances, nvml.absent())
     empty = [gpu for gpu in read.chosen if gpu.mig_enabled and not instances.get(gpu.uuid)]
     if read.problem:
         return f"In CUDA_VISIBLE_DEVICES, {read.problem}"
@@ -242,15 +244,21 @@ class _List(Record, frozen=True, kw_only=True):
 
 
 def _read_list(
-    gpus: Sequence[GpuInfo], cuda_visible_devices: str | None, instances: Mapping[str, Sequence[GpuInfo]]
+    gpus: Sequence[GpuInfo],
+    cuda_visible_devices: str | None,
+    instances: Mapping[str, Sequence[GpuInfo]],
+    absent: Sequence[AbsentGpu],
 ) -> _List:
     if cuda_visible_devices is None:
         return _List(chosen=tuple(gpus))
     entries = [entry.strip() for entry in cuda_visible_devices.split(",")]
     known = [*gpus, *(one for gpu in gpus for one in instances.get(gpu.uuid, ()))]
     chosen: list[GpuInfo] = []
+    is_uuid = entries[0].startswith(_PREFIXES)
     for entry in entries:
-        gpu = _named(gpus, known, entry, is_uuid=entries[0].startswith(_PREFIXES))
+        if absent and not is_uuid:
+            _refuse_doubtful(gpus, absent[0], entry)
+        gpu = _named(gpus, known, entry, is_uuid=is_uuid)
         if gpu is None:
             return _List(chosen=tuple(chosen), problem=_ending(gpus, known, entry, entries))
         if gpu in chosen:
@@ -268,9 +276,24 @@ def _named(gpus: Sequence[GpuInfo], known: Sequence[GpuInfo], entry: str, *, is_
     if is_uuid:
         matches = [gpu for gpu in known if entry.startswith(_PREFIXES) and gpu.uuid.startswith(entry)]
         return matches[0] if len(matches) == 1 else None
-    # CUDA reads digits as strtoul does: "1gpu" is 1.
-    digits = re.match(r"\+?([0-9]+)", entry)
-    return gpus[int(digits[1])] if digits and int(digits[1]) < len(gpus) else None
+    number = _number(entry)
+    return gpus[number] if number is not None and number < len(gpus) else None
+
+
+def _number(entry: str) -> int | None:
+    digits = re.match(r"\+?([0-9]+)", entry)  # CUDA reads them as strtoul does: "1gpu" is 1
+    return int(digits[1]) if digits else None
+
+
+def _refuse_doubtful(gpus: Sequence[GpuInfo], absent: AbsentGpu, entry: str) -> None:
+    """Refuse a number that means one GPU if CUDA counts the absent one, and another if it does not."""
+    certain = [gpu for gpu in gpus if gpu.index < absent.index]
+    number = _number(entry)
+    if number is not None and number >= len(certain):
+        raise DeviceError(
+            f"{absent.reason} Until then, which GPU {entry!r} in CUDA_VISIBLE_DEVICES stands for is not certain. "
+            "Name GPUs by UUID (`nvidia-smi -L`)."
+        )
 
 
 def _ending(gpus: Sequence[GpuInfo], known: Sequence[GpuInfo], entry: str, entries: Sequence[str]) -> str:

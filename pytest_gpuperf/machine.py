@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Literal
 
-from pytest_gpuperf.assignment import ORDER, VISIBLE, assigned
+from pytest_gpuperf.assignment import ABSENT, ORDER, VISIBLE, assigned, in_place
 from pytest_gpuperf.devices import Device, cpu_device, find_devices, hidden, instances_of
 from pytest_gpuperf.environment import collect
 from pytest_gpuperf.errors import DeviceError
-from pytest_gpuperf.nvml import Nvml, open_nvml
+from pytest_gpuperf.nvml import AbsentGpu, Nvml, open_nvml
 from pytest_gpuperf.profiling import Profiler
 from pytest_gpuperf.records import Environment
 from pytest_gpuperf.stopwatches import stopwatch_of
@@ -67,10 +67,21 @@ class Machine:
         return Vitals(self.nvml) if self.nvml else None
 
     @cached_property
+    def absent(self) -> tuple[AbsentGpu, ...]:
+        """GPUs of this host that do not answer the driver."""
+        return self.nvml.absent() if self.nvml else ()
+
+    @cached_property
     def gpus(self) -> tuple[Device, ...]:
-        """GPUs that this process may see, in torch's order."""
+        """GPUs that this process may see, in torch's order.
+
+        Raises:
+            DeviceError: None of this host's GPUs answers, or which of them are meant is not certain.
+        """
         if self.nvml is None:
             return ()
+        if self.absent and VISIBLE not in os.environ:
+            self.adopt_assignment(os.environ)
         visible = os.environ.get(VISIBLE)
         found = find_devices(self.nvml, cuda_visible_devices=visible)
         if not found:
@@ -94,15 +105,21 @@ class Machine:
             environment: Of this process; CUDA_VISIBLE_DEVICES is set if it is not, and other variables narrow it.
 
         Raises:
-            DeviceError: A GPU is lost.
+            DeviceError: None that it was given answers.
         """
         if self.nvml is None:
             return
         gpus = self.nvml.gpus()
         parts = [one.uuid for instances in instances_of(self.nvml, gpus).values() for one in instances]
-        ours = assigned(environment, [*(gpu.uuid for gpu in gpus), *parts])
+        places = in_place({gpu.index: gpu.uuid for gpu in gpus}, [one.index for one in self.absent])
+        ours = assigned(environment, [*places, *parts])
+        if ours is None and self.absent:  # CUDA may fail at the sight of one that is lost
+            ours = places
         if ours is not None:
-            environment[VISIBLE] = ",".join(ours)
+            there = [uuid for uuid in ours if uuid != ABSENT]
+            if not there:
+                raise DeviceError(self.absent[0].reason)
+            environment[VISIBLE] = ",".join(there)
             environment.setdefault(ORDER, "PCI_BUS_ID")
 
     @cached_property

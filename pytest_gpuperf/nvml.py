@@ -4,7 +4,7 @@ A fake and a replay of it are in `pytest_gpuperf.testing`. Constants and units a
 driver or a user cannot have is `None`, never 0; a GPU that is lost is a DeviceError.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
 from pytest_gpuperf.errors import DeviceError
@@ -186,6 +186,18 @@ class GpuCondition(Record, frozen=True, kw_only=True):
     compute_mode: ComputeMode | None = None
 
 
+class AbsentGpu(Record, frozen=True, kw_only=True):
+    """A GPU that the driver counts and that does not answer.
+
+    Attributes:
+        index: The driver's number.
+        reason: Why, and what to do.
+    """
+
+    index: int
+    reason: str
+
+
 class Nvml(Protocol):
     """What this package asks of the driver. Each call raises DeviceError when the GPU is lost."""
 
@@ -196,7 +208,10 @@ class Nvml(Protocol):
         """Newest CUDA that the driver can run, such as `13.0`."""
 
     def gpus(self) -> tuple[GpuInfo, ...]:
-        """All GPUs that this user may open, in PCI bus order."""
+        """All GPUs that this user may open and that answer, in PCI bus order."""
+
+    def absent(self) -> tuple[AbsentGpu, ...]:
+        """Those that do not answer: lost, in need of a reset, or gone."""
 
     def sample(self, uuid: str) -> GpuSample:
         """Read clock, power and temperature: three calls."""
@@ -280,9 +295,20 @@ class _DriverNvml:
         return None if version is None else f"{version // 1000}.{version % 1000 // 10}"
 
     def gpus(self) -> tuple[GpuInfo, ...]:
-        count = self._must("the driver", "nvmlDeviceGetCount")
-        infos = (self._info(index) for index in range(count))
-        return tuple(info for info in infos if info is not None)
+        return tuple(one for one in self._counted() if isinstance(one, GpuInfo))
+
+    def absent(self) -> tuple[AbsentGpu, ...]:
+        return tuple(one for one in self._counted() if isinstance(one, AbsentGpu))
+
+    def _counted(self) -> Iterator[GpuInfo | AbsentGpu]:
+        for index in range(self._must("the driver", "nvmlDeviceGetCount")):
+            try:
+                info = self._info(index)
+            except DeviceError as error:
+                yield AbsentGpu(index=index, reason=str(error))
+                continue
+            if info is not None:
+                yield info
 
     def sample(self, uuid: str) -> GpuSample:
         nvml = self._pynvml

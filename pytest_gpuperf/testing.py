@@ -14,7 +14,17 @@ from msgspec.structs import replace
 
 from pytest_gpuperf.errors import DeviceError, UsageError
 from pytest_gpuperf.machine import Machine
-from pytest_gpuperf.nvml import Ancestor, GpuCondition, GpuInfo, GpuSample, GpuState, GpuUsage, Nvml, loss
+from pytest_gpuperf.nvml import (
+    AbsentGpu,
+    Ancestor,
+    GpuCondition,
+    GpuInfo,
+    GpuSample,
+    GpuState,
+    GpuUsage,
+    Nvml,
+    loss,
+)
 from pytest_gpuperf.nvml_meters import GpuActivity
 from pytest_gpuperf.profiling import Found, Profiler
 from pytest_gpuperf.records import ClockName, KernelSummary, KernelUse, Record
@@ -158,9 +168,15 @@ class FakeNvml:
         return "13.0"
 
     def gpus(self) -> tuple[GpuInfo, ...]:
-        """Answer the GPUs given."""
+        """Answer the GPUs given that are not lost by now."""
         self._count("gpus")
-        return self._gpus
+        return tuple(gpu for gpu in self._gpus if not self._is_lost(gpu.uuid))
+
+    def absent(self) -> tuple[AbsentGpu, ...]:
+        """Answer those that are."""
+        self._count("absent")
+        lost = [gpu for gpu in self._gpus if self._is_lost(gpu.uuid)]
+        return tuple(AbsentGpu(index=gpu.index, reason=str(loss(f"GPU {gpu.index}"))) for gpu in lost)
 
     def sample(self, uuid: str) -> GpuSample:
         """Answer the script's next sample."""
@@ -268,6 +284,9 @@ class FakeNvml:
             gpu = next(gpu for gpu in known if gpu.uuid == uuid)
             raise loss(f"GPU {gpu.index} ({gpu.name}, {uuid})")
 
+    def _is_lost(self, uuid: str) -> bool:
+        return self._asked[uuid] >= self._lost.get(uuid, self._asked[uuid] + 1)
+
     def _last_state(self, uuid: str) -> GpuState:
         given = self._given["state", uuid]
         return self._states[min(max(given, 1), len(self._states)) - 1]
@@ -343,6 +362,10 @@ class ReplayNvml:
     def gpus(self) -> tuple[GpuInfo, ...]:
         """Answer the recorded GPUs."""
         return self._header.gpus
+
+    def absent(self) -> tuple[AbsentGpu, ...]:
+        """Answer that all others were not there."""
+        return ()
 
     def sample(self, uuid: str) -> GpuSample:
         """Answer clock, power and temperature of the next reading."""

@@ -122,6 +122,39 @@ def test_the_entry_that_ends_the_list_is_named(variable: str, words: str) -> Non
     assert hidden(FakeNvml(*FOUR), cuda_visible_devices=variable) == f"In CUDA_VISIBLE_DEVICES, {words}"
 
 
+@pytest.mark.parametrize(
+    ("variable", "places"),
+    [
+        (None, [0, 1, 3]),
+        ("", []),
+        ("1,0", [1, 0]),
+        ("GPU-00000003,GPU-00000000", [3, 0]),
+        ("0,GPU-00000002", [0]),
+        ("1,-1", [1]),
+    ],
+)
+def test_a_lost_gpu_is_left_out_where_it_is_certain_which_the_others_are(
+    variable: str | None, places: list[int]
+) -> None:
+    nvml = FakeNvml(*FOUR, lost={FOUR[2].uuid: 0})
+    found = find_devices(nvml, cuda_visible_devices=variable)
+    assert [device.uuid for device in found] == [FOUR[place].uuid for place in places]
+
+
+@pytest.mark.parametrize(("variable", "entry"), [("2", "2"), ("0,3", "3"), ("1, 2,0", "2"), ("+2x", "+2x"), ("9", "9")])
+def test_a_number_that_may_be_another_gpu_since_one_is_lost_is_refused(variable: str, entry: str) -> None:
+    nvml = FakeNvml(*FOUR, lost={FOUR[2].uuid: 0})
+    with pytest.raises(DeviceError) as error:
+        find_devices(nvml, cuda_visible_devices=variable)
+    assert str(error.value).startswith("GPU 2 is lost: it has fallen off the bus.")
+    assert str(error.value).endswith(
+        f"Until then, which GPU {entry!r} in CUDA_VISIBLE_DEVICES stands for is not certain. "
+        "Name GPUs by UUID (`nvidia-smi -L`)."
+    )
+    with pytest.raises(DeviceError, match="is not certain"):
+        hidden(nvml, cuda_visible_devices=variable)
+
+
 @pytest.mark.parametrize("variable", [None, "0,1", "GPU-00000001"])
 def test_a_list_whose_entries_all_count_hides_nothing(variable: str | None) -> None:
     assert hidden(FakeNvml(*FOUR), cuda_visible_devices=variable) is None

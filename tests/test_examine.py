@@ -360,6 +360,15 @@ def test_a_gpu_lost_while_it_is_read_leaves_the_others(places: Places) -> None:
     assert [gpu.problem for gpu in facts.gpus or ()] == [None, str(LOST)]
 
 
+def test_a_gpu_lost_before_is_a_problem_and_the_others_are_looked_at(places: Places) -> None:
+    gpus = tuple(fake_gpu(index) for index in range(3))
+    facts = examined(places, FakeNvml(*gpus, lost={gpus[1].uuid: 0}))
+    assert [gpu.info.index for gpu in facts.gpus or ()] == [0, 2]
+    (found,) = [one for one in findings(facts) if one.level == "problem" and one.topic == "GPU"]
+    assert found.text == "GPU 1 is lost: it has fallen off the bus"
+    assert "sudo nvidia-smi --gpu-reset" in (found.mend or "")
+
+
 @pytest.mark.parametrize("call", range(1, 16))
 def test_whatever_call_fails_is_a_finding(places: Places, call: int) -> None:
     facts = examined(places, FakeNvml(fake_gpu(0), fake_gpu(1), errors={call: LOST}))

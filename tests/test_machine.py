@@ -1,5 +1,6 @@
 """What a machine is measured with: the choice between GPU and CPU, and why there is no GPU, in words."""
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -107,6 +108,46 @@ def test_a_gpu_that_is_lost_is_no_reason_to_measure_the_cpu() -> None:
     machine = Machine("auto", nvml=FakeNvml(errors={("gpus", 1): DeviceError("GPU 0 is lost.")}))
     with pytest.raises(DeviceError, match="is lost"):
         _ = machine.devices
+
+
+THREE = tuple(fake_gpu(index) for index in range(3))
+
+
+def test_beside_a_lost_gpu_the_others_are_used_and_cuda_shows_only_these() -> None:
+    machine = Machine("auto", nvml=FakeNvml(*THREE, lost={THREE[1].uuid: 0}))
+    assert [(device.uuid, device.index) for device in machine.gpus] == [(THREE[0].uuid, 0), (THREE[2].uuid, 1)]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == f"{THREE[0].uuid},{THREE[2].uuid}"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert [gpu.index for gpu in machine.absent] == [1]
+
+
+def test_what_the_user_set_is_left_alone_beside_a_lost_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", THREE[2].uuid)
+    machine = Machine("auto", nvml=FakeNvml(*THREE, lost={THREE[1].uuid: 0}))
+    assert [device.uuid for device in machine.gpus] == [THREE[2].uuid]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == THREE[2].uuid
+
+
+def test_where_all_gpus_are_lost_the_cpu_is_not_measured_instead() -> None:
+    machine = Machine("auto", nvml=FakeNvml(fake_gpu(), lost={fake_gpu().uuid: 0}))
+    with pytest.raises(DeviceError, match="GPU 0 is lost: it has fallen off the bus"):
+        _ = machine.devices
+
+
+@pytest.mark.parametrize(("job", "uuids"), [("2", [THREE[2].uuid]), ("0-1", [THREE[0].uuid]), ("1", None)])
+def test_slurm_counts_a_lost_gpu(monkeypatch: pytest.MonkeyPatch, job: str, uuids: list[str] | None) -> None:
+    monkeypatch.setenv("SLURM_JOB_GPUS", job)
+    machine = Machine("auto", nvml=FakeNvml(*THREE, lost={THREE[1].uuid: 0}))
+    if uuids is None:
+        with pytest.raises(DeviceError, match="GPU 1 is lost"):
+            _ = machine.gpus
+    else:
+        assert [device.uuid for device in machine.gpus] == uuids
+
+
+def test_without_a_lost_gpu_nothing_is_narrowed() -> None:
+    assert len(Machine("auto", nvml=FakeNvml(*THREE)).gpus) == 3
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_the_driver_is_asked_for_its_gpus_once() -> None:

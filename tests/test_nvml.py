@@ -1,5 +1,6 @@
 """NVML through a hand-written pynvml, the errors that a user reads, the fake, and recordings."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -206,8 +207,8 @@ def test_the_total_memory_of_a_driver_without_version_2_is_read_the_old_way(pynv
 
 def test_a_gpu_without_memory_figures_is_an_error_that_names_it(pynvml: FakePynvml) -> None:
     pynvml.failures["nvmlDeviceGetMemoryInfo"] = 3
-    with pytest.raises(DeviceError, match=r"GPU 0 \(NVIDIA H100 80GB HBM3, GPU-5f1b.* nvmlDeviceGetMemoryInfo"):
-        open_nvml().gpus()
+    (absent,) = open_nvml().absent()
+    assert re.match(r"GPU 0 \(NVIDIA H100 80GB HBM3, GPU-5f1b.* nvmlDeviceGetMemoryInfo", absent.reason)
 
 
 def test_usage_has_shares_and_words_for_what_holds_the_clock(pynvml: FakePynvml) -> None:
@@ -394,8 +395,31 @@ def test_a_gpu_lost_within_a_field_or_while_opened_is_named_too(pynvml: FakePynv
     with pytest.raises(DeviceError, match=f"GPU {UUID} is lost"):
         nvml.state(UUID)
     pynvml.failures["nvmlDeviceGetHandleByIndex"] = 16
-    with pytest.raises(DeviceError, match="GPU 0 needs a reset"):
-        nvml.gpus()
+    (absent,) = nvml.absent()
+    assert absent.reason.startswith("GPU 0 needs a reset")
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "words"),
+    [
+        ("nvmlDeviceGetHandleByIndex", 15, "GPU 1 is lost: it has fallen off the bus."),
+        ("nvmlDeviceGetHandleByIndex", 16, "GPU 1 needs a reset."),
+        ("nvmlDeviceGetHandleByIndex", 999, "GPU 1: nvmlDeviceGetHandleByIndex failed: "),
+        ("nvmlDeviceGetUUID", 15, "GPU 1 is lost: it has fallen off the bus."),
+    ],
+)
+def test_one_gpu_that_does_not_answer_hides_no_other(pynvml: FakePynvml, function: str, code: int, words: str) -> None:
+    def answer(what: Any) -> Any:
+        if what in (1, "handle 1"):
+            raise FakeNvmlError(code)
+        return f"handle {what}" if function == "nvmlDeviceGetHandleByIndex" or isinstance(what, int) else UUID
+
+    pynvml.answers["nvmlDeviceGetCount"] = 3
+    monkey = {"nvmlDeviceGetHandleByIndex": lambda index: f"handle {index}", "nvmlDeviceGetUUID": lambda _: UUID}
+    vars(pynvml).update(monkey | {function: answer})
+    nvml = open_nvml()
+    assert [gpu.index for gpu in nvml.gpus()] == [0, 2]
+    assert [(gpu.index, gpu.reason.startswith(words)) for gpu in nvml.absent()] == [(1, True)]
 
 
 def test_another_failure_says_which_call_and_code(pynvml: FakePynvml) -> None:

@@ -187,7 +187,10 @@ def test_third(gpu_benchmark):
 
     assert set(found.values()) <= {"PASS", "INVALID"}
     assert found["test_third time"] == "PASS"
-    assert len(notes_of(result)) == 1
+    if answered:
+        assert len(notes_of(result)) == 1
+    else:
+        result.stdout.fnmatch_lines(["GPU 0 is lost: it has fallen off the bus. * This run goes on without it."])
     sick = [test for test in results_of(pytester).tests if test.verdicts[0].status == "INVALID"]
     assert all("fallen off the bus" in test.verdicts[0].reason for test in sick)
     assert_readable(result)

@@ -489,7 +489,7 @@ def test_the_build_for_the_device_is_found(
     assert installed_version(device) == next(iter(versions.values()))
 
 
-def test_vllm_sees_the_leased_gpu_by_the_drivers_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_sees_the_leased_gpu_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the process itself sees."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     gpus = (fake_gpu(0), fake_gpu(1), fake_gpu(2))
@@ -498,6 +498,22 @@ def test_vllm_sees_the_leased_gpu_by_the_drivers_number(monkeypatch: pytest.Monk
     environment = child_environment(devices.gpus, nvml=FakeNvml(*gpus), own={}, is_offline=True)
     assert environment["CUDA_VISIBLE_DEVICES"] == "2,1"
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_gpus_that_a_job_may_not_open_are_not_counted() -> None:
+    """The driver's own number counts them, CUDA's does not."""
+    gpus = (fake_gpu(2), fake_gpu(3))
+    devices = fake_machine(*gpus).gpus
+    environment = child_environment(devices[1:], nvml=FakeNvml(*gpus), own={}, is_offline=True)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_beside_a_lost_gpu_vllm_is_given_uuids() -> None:
+    gpus = (fake_gpu(0), fake_gpu(1), fake_gpu(2))
+    nvml = FakeNvml(*gpus, lost={gpus[1].uuid: 0})
+    devices = fake_machine(*gpus).gpus
+    environment = child_environment(devices[2:], nvml=nvml, own={}, is_offline=True)
+    assert environment["CUDA_VISIBLE_DEVICES"] == gpus[2].uuid
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

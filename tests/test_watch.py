@@ -241,7 +241,7 @@ def test_a_late_reading_does_not_shift_the_turns_to_come() -> None:
 def test_a_sample_is_few_calls() -> None:
     nvml = FakeNvml(usages=[BUSY])
     watched(nvml, duration_s=1.0, interval_s=0.1)
-    begin_and_end = {"state": 2, "activity_meter": 1, "error_meter": 1, "gpus": 1}
+    begin_and_end = {"state": 2, "activity_meter": 1, "error_meter": 1, "gpus": 1, "absent": 1}
     assert {name: nvml.calls.count(name) for name in set(nvml.calls)} == {"usage": 11, **begin_and_end}
 
 

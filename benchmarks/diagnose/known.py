@@ -41,7 +41,7 @@ ALL_REDUCE = Case("all-reduce, 2 GPUs", ("all-reduce",), {"all-reduce": ("commun
 #: Decode of one request reads the weights for one token: memory, unless the host cannot keep up. vLLM's CUDA graphs
 #: let it; transformers launches each kernel. 128 requests are 128 FLOP a byte of bfloat16 weights; an H100 does 295
 #: while it reads one.
-LLAMA = {
+LLAMA: dict[str, dict[str, tuple[str, ...]]] = {
     "transformers": {"prefill": (COMPUTE,), "decode 1": (MEMORY, OVERHEAD), "decode 128": (MEMORY, OVERHEAD)},
     "vllm": {"prefill": (COMPUTE,), "decode 1": (MEMORY,), "decode 128": (MEMORY,)},
 }

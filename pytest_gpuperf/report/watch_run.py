@@ -82,6 +82,8 @@ def _monitor(plan: Plan, machine: Machine) -> int:
     nvml, gpus = machine.nvml, machine.gpus
     if nvml is None or not gpus:
         raise DeviceError(machine.gpu_problem or "The driver shows no GPU.")
+    for absent in machine.absent:
+        sys.stderr.write(f"gpuperf: {absent.reason}\n")
     devices = chosen(gpus, plan.gpus)
     watched: list[Command] = []
 

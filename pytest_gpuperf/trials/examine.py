@@ -27,7 +27,7 @@ from pytest_gpuperf.analysis.host import (
     Torch,
     Trouble,
 )
-from pytest_gpuperf.assignment import VISIBLE, assigned
+from pytest_gpuperf.assignment import ABSENT, VISIBLE, assigned, in_place
 from pytest_gpuperf.devices import Device, cpu_device, find_devices, hidden, slug
 from pytest_gpuperf.environment import git_top
 from pytest_gpuperf.errors import DeviceError
@@ -211,19 +211,25 @@ def from_driver(open_driver: Callable[[], Nvml], places: Places, environment: Ma
     infos = answer_of("GPU", nvml.gpus)
     if isinstance(infos, Trouble):
         return FromDriver(driver=driver, assignment=Assignment(variables=variables), troubles=(infos,))
+    absent = answer_of("GPU", nvml.absent)
+    gone = () if isinstance(absent, Trouble) else absent
     answers = (
+        absent,
         answer_of("topology", lambda: _pairs(nvml, infos)),
         answer_of("assignment", lambda: _devices(nvml, environment)),
         answer_of("assignment", lambda: _assignment(nvml, infos, environment, variables)),
     )
-    pairs, devices, assignment = answers
+    _, pairs, devices, assignment = answers
     return FromDriver(
         driver=driver,
         gpus=tuple(_gpu(nvml, info, places) for info in infos),
         pairs=() if isinstance(pairs, Trouble) else pairs,
         assignment=None if isinstance(assignment, Trouble) else assignment,
         slugs=() if isinstance(devices, Trouble) else tuple(dict.fromkeys(slug([one]) for one in devices)) or (on_cpu,),
-        troubles=tuple(dict.fromkeys(one for one in answers if isinstance(one, Trouble))),
+        troubles=(
+            *(Trouble(topic="GPU", text=one.reason, is_device=True) for one in gone),
+            *dict.fromkeys(one for one in answers if isinstance(one, Trouble)),
+        ),
     )
 
 
@@ -234,12 +240,14 @@ def _devices(nvml: Nvml, environment: Mapping[str, str]) -> tuple[Device, ...]:
 def _assignment(
     nvml: Nvml, infos: Sequence[GpuInfo], environment: Mapping[str, str], variables: dict[str, str]
 ) -> Assignment:
+    places = in_place({info.index: info.uuid for info in infos}, [one.index for one in nvml.absent()])
+    ours = assigned(environment, places)
     wrong = hidden(nvml, cuda_visible_devices=environment.get(VISIBLE))
     return Assignment(
         variables=variables,
         visible=tuple(device.uuid for device in _devices(nvml, environment)),
         wrong=wrong.removeprefix(f"In {VISIBLE}, ") if wrong else None,
-        assigned=assigned(environment, [info.uuid for info in infos]),
+        assigned=None if ours is None else tuple(uuid for uuid in ours if uuid != ABSENT),
     )
 
 

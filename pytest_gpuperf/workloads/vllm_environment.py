@@ -121,8 +121,9 @@ def child_environment(
 
 
 def _visible(devices: Sequence[Device], nvml: Nvml | None) -> str:
-    """The driver's numbers: vLLM reads CUDA_VISIBLE_DEVICES as integers where it can."""
-    numbers = {gpu.uuid: str(gpu.index) for gpu in nvml.gpus()} if nvml else {}
+    """CUDA's numbers: vLLM reads CUDA_VISIBLE_DEVICES as integers where it can. UUIDs where these are not certain."""
+    is_certain = nvml is not None and not nvml.absent()
+    numbers = {gpu.uuid: str(number) for number, gpu in enumerate(nvml.gpus())} if nvml and is_certain else {}
     return ",".join(numbers.get(device.uuid, device.uuid) for device in devices)
 
 
