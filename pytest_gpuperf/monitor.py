@@ -199,15 +199,21 @@ def summarize(  # noqa: PLR0913 - what was read, each by its name
 def foreign_memory_bytes(nvml: Nvml | None, uuids: Sequence[str]) -> int | None:
     """Memory in use on the fullest device, if it can be nobody's of this process or its family; else `None`.
 
-    To be asked before a test's body runs. A process that has used CUDA holds memory itself, and how much of it NVML
-    does not tell apart; such a process, child, or other worker of this run makes the answer `None`.
+    A desktop's is not counted: it belongs to the machine, and is there in every run. To be asked before a test's body
+    runs. A process that has used CUDA holds memory itself, and how much of it NVML does not tell apart; such a process,
+    child, or other worker of this run makes the answer `None`.
 
     Raises:
         DeviceError: A device is lost.
     """
     if nvml is None or not uuids or _uses_cuda() or any(_has_cuda_open(pid) for pid in _relatives()):
         return None
-    return _largest(nvml.usage(uuid).memory_used_bytes for uuid in uuids)
+    return _largest(_without_desktop(nvml, uuid) for uuid in uuids)
+
+
+def _without_desktop(nvml: Nvml, uuid: str) -> int | None:
+    used_bytes, desktop_bytes = nvml.usage(uuid).memory_used_bytes, nvml.desktop_memory_bytes(uuid)
+    return None if used_bytes is None else max(used_bytes - (desktop_bytes or 0), 0)
 
 
 def health(telemetry: Telemetry, *, usual_clock_mhz: float | None = None, kind: Kind | None = None) -> str | None:

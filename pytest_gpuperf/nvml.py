@@ -228,6 +228,9 @@ class Nvml(Protocol):
     def process_pids(self, uuid: str) -> tuple[int, ...] | None:
         """List the processes with a compute context, see `GpuState`: one cheap call."""
 
+    def desktop_memory_bytes(self, uuid: str) -> int | None:
+        """Sum the memory of processes that draw, a desktop's: none of a server's; `None` if the driver keeps it."""
+
     def condition(self, uuid: str) -> GpuCondition:
         """Read how healthy the hardware is."""
 
@@ -343,6 +346,11 @@ class _DriverNvml:
     def process_pids(self, uuid: str) -> tuple[int, ...] | None:
         processes = self._read(uuid, "nvmlDeviceGetComputeRunningProcesses_v3")
         return None if processes is None else tuple(sorted(process.pid for process in processes))
+
+    def desktop_memory_bytes(self, uuid: str) -> int | None:
+        processes = self._read(uuid, "nvmlDeviceGetGraphicsRunningProcesses_v3")
+        each = None if processes is None else [process.usedGpuMemory for process in processes]
+        return None if each is None or None in each else sum(each)
 
     def has_nvlink(self, uuid_a: str, uuid_b: str) -> bool | None:
         nvml = self._pynvml

@@ -111,6 +111,7 @@ class FakeNvml:
         xids: UUID -> codes that a meter of errors answers, call by call; `None`: the driver does not tell.
         ancestors: Pair of UUIDs -> where their paths meet; of others the driver does not tell.
         instances: UUID -> its MIG instances.
+        desktop_memory_bytes: Of each GPU.
         errors: Raised instead of an answer, by the number of the call from 1, counted over all methods, or over one
             of them with `("sample", 3)`.
         lost: UUID -> how many questions about the GPU are answered before it falls off the bus.
@@ -135,6 +136,7 @@ class FakeNvml:
         xids: Mapping[str, Sequence[tuple[int, ...]]] | None = MappingProxyType({}),
         ancestors: Mapping[tuple[str, str], Ancestor] = MappingProxyType({}),
         instances: Mapping[str, Sequence[GpuInfo]] = MappingProxyType({}),
+        desktop_memory_bytes: int | None = 0,
         errors: Mapping[int | tuple[str, int], Exception] | None = None,
         lost: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
@@ -150,6 +152,7 @@ class FakeNvml:
         self._xids = xids
         self._ancestors = {frozenset(pair): place for pair, place in ancestors.items()}
         self._instances = instances
+        self._desktop_memory_bytes = desktop_memory_bytes
         self._gpus = gpus or (fake_gpu(),)
         self._states = tuple(states) or (fake_state(),)
         self._samples = tuple(samples)
@@ -218,6 +221,12 @@ class FakeNvml:
         self._count("process_pids")
         self._check(uuid)
         return self._states[self._next("state", uuid, len(self._states))].process_pids
+
+    def desktop_memory_bytes(self, uuid: str) -> int | None:
+        """Answer what was given."""
+        self._count("desktop_memory_bytes")
+        self._check(uuid)
+        return self._desktop_memory_bytes
 
     def condition(self, uuid: str) -> GpuCondition:
         """Answer the script's next condition."""
@@ -387,6 +396,10 @@ class ReplayNvml:
     def process_pids(self, uuid: str) -> tuple[int, ...] | None:
         """Answer the processes of the reading last given."""
         return self._last_state(uuid).process_pids
+
+    def desktop_memory_bytes(self, uuid: str) -> int | None:  # noqa: ARG002 - the protocol's
+        """Answer that nothing is known: recordings hold none."""
+        return None
 
     def condition(self, uuid: str) -> GpuCondition:  # noqa: ARG002 - the protocol's
         """Answer that nothing is known: recordings hold none."""

@@ -406,6 +406,12 @@ def test_of_two_devices_the_fuller_one_counts() -> None:
     assert foreign_memory_bytes(FakeNvml(fake_gpu(), fake_gpu(1)), [UUID, OTHER_UUID]) == 0
 
 
+@pytest.mark.parametrize(("desktop_bytes", "foreign_bytes"), [(0, 900), (850, 50), (1000, 0), (None, 900)])
+def test_a_desktops_memory_is_nobodys(desktop_bytes: int | None, foreign_bytes: int) -> None:
+    nvml = FakeNvml(states=[fake_state(memory_used_bytes=900)], desktop_memory_bytes=desktop_bytes)
+    assert foreign_memory_bytes(nvml, [UUID]) == foreign_bytes
+
+
 def test_memory_is_not_known_without_nvml_or_a_gpu_or_where_the_driver_does_not_tell() -> None:
     assert foreign_memory_bytes(None, [UUID]) is None
     assert foreign_memory_bytes(FakeNvml(), []) is None

@@ -73,6 +73,7 @@ class FakePynvml:
             "nvmlDeviceGetMaxPcieLinkWidth": 16,
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=85_520_809_984, used=1024),
             "nvmlDeviceGetComputeRunningProcesses_v3": [SimpleNamespace(pid=9), SimpleNamespace(pid=7)],
+            "nvmlDeviceGetGraphicsRunningProcesses_v3": [],
             "nvmlDeviceGetP2PStatus": 0,
             "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=97, memory=41),
             "nvmlDeviceGetCurrentClocksEventReasons": 0x4 | 0x20,
@@ -211,6 +212,15 @@ def test_a_gpu_without_memory_figures_is_an_error_that_names_it(pynvml: FakePynv
     assert re.match(r"GPU 0 \(NVIDIA H100 80GB HBM3, GPU-5f1b.* nvmlDeviceGetMemoryInfo", absent.reason)
 
 
+@pytest.mark.parametrize(("each", "total"), [([], 0), ([300, 70], 370), ([300, None], None)])
+def test_a_desktops_memory_is_that_of_all_that_draw(
+    pynvml: FakePynvml, each: list[int | None], total: int | None
+) -> None:
+    drawing = [SimpleNamespace(pid=1, usedGpuMemory=one) for one in each]
+    pynvml.answers["nvmlDeviceGetGraphicsRunningProcesses_v3"] = drawing
+    assert open_nvml().desktop_memory_bytes(UUID) == total
+
+
 def test_usage_has_shares_and_words_for_what_holds_the_clock(pynvml: FakePynvml) -> None:
     assert open_nvml().usage(UUID) == GpuUsage(
         sm_clock_mhz=345.0,
@@ -282,6 +292,7 @@ def test_a_gpu_that_tells_nothing_of_its_health_and_use_is_none_everywhere(pynvm
     assert nvml.usage(UUID) == GpuUsage()
     assert nvml.energy_j(UUID) is None
     assert nvml.process_pids(UUID) is None
+    assert nvml.desktop_memory_bytes(UUID) is None
     assert nvml.common_ancestor(UUID, UUID) is None
     assert nvml.mig_instances(UUID) == ()
     assert nvml.error_meter(UUID) is None
