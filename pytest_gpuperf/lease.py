@@ -20,6 +20,7 @@ import msgspec
 from pytest_gpuperf.devices import Device, hash_of
 from pytest_gpuperf.errors import DeviceError, LeaseTimeout
 from pytest_gpuperf.locks import is_held, try_lock
+from pytest_gpuperf.processes import is_running
 from pytest_gpuperf.records import Record
 from pytest_gpuperf.requirement import Exclusivity
 
@@ -373,7 +374,7 @@ def _words_on_holder(path: Path) -> str:
     holder = holder_of(path)
     if holder is None:
         return f"somebody unknown (`fuser -v {path}`)"
-    if Path("/proc/self").exists() and not Path(f"/proc/{holder.pid}").exists():
+    if not is_running(holder.pid):
         return f"{holder}, which has ended or runs in another container; what it left is shown by `fuser -v {path}`"
     return str(holder)
 

@@ -17,6 +17,7 @@ import msgspec
 
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import GpuSample, GpuState, Nvml
+from pytest_gpuperf.processes import is_running
 from pytest_gpuperf.records import Kind, Telemetry
 from pytest_gpuperf.sickness import sickness
 from pytest_gpuperf.units import format_percent, format_value
@@ -365,7 +366,7 @@ def _others_among(pids: Iterable[tuple[int, ...] | None]) -> tuple[int, ...] | N
     if not told:
         return None
     known = [pid for one in told for pid in one]
-    return tuple(sorted({pid for pid in known if Path(f"/proc/{pid}").exists() and not _is_family(pid)}))
+    return tuple(sorted({pid for pid in known if is_running(pid) and not _is_family(pid)}))
 
 
 def _is_family(pid: int) -> bool:

@@ -39,6 +39,17 @@ class Finished(Record, frozen=True, kw_only=True):
         return f"ended with exit code {self.code}"
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, of any user: /proc may hide those of others (hidepid), signal 0 does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def run_group(
     command: Sequence[str],
     *,

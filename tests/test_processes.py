@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpuperf import processes
-from pytest_gpuperf.processes import run_group
+from pytest_gpuperf.processes import is_running, run_group
 from pytest_gpuperf.workloads import vllm_process
 from pytest_gpuperf.workloads.vllm_process import HostProcess
 
@@ -55,3 +55,20 @@ def test_an_engine_that_cannot_be_killed_is_not_waited_for(tmp_path: Path, monke
     process.kill()
     assert not process.is_open
     assert time.monotonic() - begin_s < 5
+
+
+def test_a_process_runs_until_it_has_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert is_running(process.pid)
+    process.communicate(b"\n")
+    assert not is_running(process.pid)
+
+
+def test_a_process_that_may_not_be_signalled_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, which /proc may hide."""
+
+    def kill(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert is_running(12)

@@ -363,6 +363,7 @@ def test_points_and_pairs_can_be_measured_in_visits_of_their_own(tmp_path: Path)
     visits = 0
     while tuned(tmp_path, FakeVllm(), pairs=0, budget_s=250.0).left:
         visits += 1
+        assert read_tuning(tmp_path).left == 15 + 1 - 3 * visits  # 15 levels and the default; no combinations yet
     assert visits == 5  # three engines in each, 17 in all
     while (tuning := tuned(tmp_path, FakeVllm(), pairs=4, budget_s=250.0)).ending == "budget":
         visits += 1

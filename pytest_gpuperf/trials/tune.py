@@ -32,6 +32,8 @@ from pytest_gpuperf.trials.tune_plan import (
     combinations,
     first_candidates,
     is_default,
+    is_known,
+    left_out,
     name_of,
 )
 from pytest_gpuperf.workloads.models import is_model_folder
@@ -214,7 +216,14 @@ def read_tuning(folder: Path) -> Tuning:
     if plan is None:
         raise UsageError(f"{folder} holds no tuning. Make one with: gpuperf tune MODEL --output {folder}")
     journal = Journal(folder, plan)
-    return Tuning(plan=plan, points=journal.points, skipped=(), pairs=_pairs_of_best(journal), ending="done")
+    return Tuning(
+        plan=plan,
+        points=journal.points,
+        skipped=(),
+        pairs=_pairs_of_best(journal),
+        ending="done",
+        left=left_out(plan, journal.points),
+    )
 
 
 def _pairs_of_best(journal: Journal) -> tuple[Pair, ...]:
@@ -265,10 +274,10 @@ class _Tuner:
     def _sweep(self, candidates: Sequence[Settings], *, more: int) -> None:
         """Measure what is not known yet, while there is time for it and then for `more` points and the pairs."""
         for place, settings in enumerate(candidates):
-            if self._is_known(settings):
+            if is_known(settings, self._journal.points):
                 self._engines += 1
             elif not self._has_time(1 + more + 2 * self._pairs):
-                self.left += sum(not self._is_known(one) for one in candidates[place:])
+                self.left += sum(not is_known(one, self._journal.points) for one in candidates[place:])
                 return
             else:
                 self._show(name_of(settings))
@@ -286,9 +295,6 @@ class _Tuner:
                 self._journal.add(measured_pair(number, best.settings, self._plan, self._bench))
             self._engines += 2
         return True
-
-    def _is_known(self, settings: Settings) -> bool:
-        return any(point.settings == settings and point.cause != "died" for point in self._journal.points)
 
     def _has_time(self, engines: int) -> bool:
         """The first start fills caches and takes longer than all others: hence the median."""

@@ -171,6 +171,19 @@ def first_candidates(plan: Plan) -> list[Settings]:
     return [settings for settings in turns if settings is not None]
 
 
+def left_out(plan: Plan, points: Sequence[Point]) -> int:
+    """Count the levels, or combinations of a full sweep, that are neither measured nor what the default is."""
+    if not points:
+        return len(first_candidates(plan))
+    rest = [settings for settings in first_candidates(plan) if not is_default(settings, points[0])]
+    return sum(not is_known(settings, points) for settings in rest)
+
+
+def is_known(settings: Mapping[str, Setting], points: Sequence[Point]) -> bool:
+    """Whether settings were tried, and whatever came of it would come of it again."""
+    return any(point.settings == settings and point.cause != "died" for point in points)
+
+
 def is_default(settings: Mapping[str, Setting], default: Point) -> bool:
     """Whether the default was resolved to these very settings, so that they need no engine of their own."""
     found = default.configuration

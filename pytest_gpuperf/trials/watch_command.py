@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pytest_gpuperf.errors import GpuperfError
+from pytest_gpuperf.processes import is_running
 
 #: What a shell answers for a command that it cannot find, or not run.
 NOT_FOUND, NOT_STARTED = 127, 126
@@ -144,7 +145,7 @@ class Command:
 
 def is_stranger(pid: int, command: Command) -> bool:
     """Whether a process is not the command's. A container sees the host's numbers: those of nobody here count not."""
-    return Path(f"/proc/{pid}").exists() and not command.includes(pid)
+    return is_running(pid) and not command.includes(pid)
 
 
 def _terminal() -> int | None:
