@@ -133,6 +133,11 @@ def lock_path(folder: Path, uuid: str) -> Path:
     return folder / f"device-{hash_of(uuid)}.lock"
 
 
+def home_path(folder: Path, uuid: str) -> Path:
+    """Name the lock file that a run holds while a device is the home of one of its workers."""
+    return folder / f"home-{hash_of(uuid)}.lock"
+
+
 def is_free(device: Device, folder: Path) -> bool:
     """Whether nobody holds a device just now.
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,7 +60,8 @@ def machine_with(*gpus: Any, choice: Any = "auto") -> Machine:
 
 def config(numprocesses: object = "auto", device: str = "auto", *, is_off: bool = False) -> Any:
     option = SimpleNamespace(numprocesses=numprocesses, gpuperf_device=device, gpuperf_disable=is_off)
-    return SimpleNamespace(option=option, stash=pytest.Stash())
+    end = ExitStack()
+    return SimpleNamespace(option=option, stash=pytest.Stash(), add_cleanup=end.callback, end=end.close)
 
 
 def never() -> Machine:
@@ -104,9 +106,12 @@ def specs(*texts: str) -> list[Any]:
     return [execnet.XSpec(text) for text in texts]
 
 
-def homes(*texts: str, machine: Machine | None = None) -> list[str | None]:
-    workers = specs(*texts)
-    give_homes(config(), workers, machine or machine_with(*GPUS))
+def homes(*texts: str, machine: Machine | None = None, run: Any = None) -> list[str | None]:
+    """What each worker sees; the run ends at once, unless it is given."""
+    workers, controller = specs(*texts), run or config()
+    give_homes(controller, workers, machine or machine_with(*GPUS))
+    if run is None:
+        controller.end()
     return [worker.env.get("CUDA_VISIBLE_DEVICES") for worker in workers]
 
 
@@ -123,6 +128,20 @@ def test_a_gpu_that_is_held_becomes_a_home_last() -> None:
             "GPU-00000002",
             "GPU-00000000",
         ]
+
+
+def test_runs_at_the_same_time_have_homes_of_their_own_while_there_are_some() -> None:
+    first, second, third = config(), config(), config()
+    assert [(text or "")[:12] for text in homes("popen", run=first)] == ["GPU-00000000"]
+    assert [(text or "")[:12] for text in homes("popen", "popen", "popen", run=second)] == [
+        "GPU-00000001",
+        "GPU-00000002",
+        "GPU-00000000",  # the other run's: three workers want three GPUs
+    ]
+    assert [(text or "")[:12] for text in homes("popen", run=third)] == ["GPU-00000000"]  # nothing is left
+    for run in (first, second, third):
+        run.end()
+    assert [(text or "")[:12] for text in homes("popen")] == ["GPU-00000000"]
 
 
 def test_mig_instances_are_homes_like_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

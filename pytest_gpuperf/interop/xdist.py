@@ -7,6 +7,8 @@ no worker leaves a CUDA context on the GPU of another.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,20 +47,34 @@ def give_homes(config: pytest.Config, specs: Sequence[Any], machine: "Machine") 
         specs: execnet's, one a worker, whose `env` the worker starts with.
         machine: Of this run.
     """
-    from pytest_gpuperf.lease import is_free, lock_folder
+    from pytest_gpuperf.lease import lock_folder
 
     gpus = _gpus(machine)
     mine = [one for one in specs if one.popen and not one.via and VISIBLE not in one.env]
     if not gpus or not mine:
         return
+    taken = ExitStack()
+    config.add_cleanup(taken.close)
     try:
-        folder = lock_folder()
-        homes = sorted(gpus, key=lambda gpu: not is_free(gpu, folder))
+        homes = _homes(gpus, len(mine), lock_folder(), taken)
     except GpuperfError:  # the test that leases will say so
         homes = list(gpus)
     for number, spec in enumerate(mine):
         spec.env |= variables_of(gpus, homes[number % len(homes)])
     config.stash[homes_key] = frozenset(spec.env[VISIBLE] for spec in mine)
+
+
+def _homes(gpus: "Sequence[Device]", count: int, folder: Path, taken: ExitStack) -> "list[Device]":
+    """Order GPUs for workers: those first that are the home of no other run's, and are this run's from now on."""
+    from pytest_gpuperf.lease import home_path, is_free
+    from pytest_gpuperf.locks import try_lock
+
+    free_first = sorted(gpus, key=lambda gpu: not is_free(gpu, folder))
+    ours: list[Device] = []
+    for gpu in free_first:
+        if len(ours) < count and try_lock(home_path(folder, gpu.uuid), taken) is not None:
+            ours.append(gpu)
+    return [*ours, *(gpu for gpu in free_first if gpu not in ours)]
 
 
 def variables_of(gpus: "Sequence[Device]", home: "Device") -> dict[str, str]:
