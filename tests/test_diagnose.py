@@ -352,7 +352,7 @@ def test_waiting_for_a_core_is_work_that_could_not_be_done(tmp_path: Path) -> No
     assert working_s(told) == pytest.approx(50 + working_s(tmp_path / "none"), abs=0.1)
 
 
-def test_vllm_gets_room_for_the_load_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_gets_room_for_the_load_and_for_sixteen_requests_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[EngineConfig] = []
 
     def engine(config: EngineConfig, **_: object) -> AbstractContextManager[Running]:
@@ -365,7 +365,7 @@ def test_vllm_gets_room_for_the_load_and_no_more(monkeypatch: pytest.MonkeyPatch
     diagnose.start_engine(wanted, machine.devices, machine)
     (config,) = configs
     assert (config.model, config.dtype) == ("llama-3-8b", "bfloat16")
-    assert (config.max_model_len, config.max_num_seqs, config.enforce_eager) == (120, 8, False)
+    assert (config.max_model_len, config.max_num_seqs, config.enforce_eager) == (120, 16, False)
 
 
 # Mistakes

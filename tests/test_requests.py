@@ -21,11 +21,12 @@ from pytest_gpuperf.workloads.requests import (
     Load,
     RequestTiming,
     Step,
+    busy_share,
     gpu_busy_share,
     in_sequence,
     percentile,
     prompts_of,
-    tail_busy_share,
+    request_gpu_time,
 )
 from pytest_gpuperf.workloads.vllm_driver import timings
 
@@ -316,7 +317,20 @@ def test_use_over_the_goal_needs_no_cause() -> None:
     assert cause_of_low_use(use, _LOAD, max_num_seqs=2) is None
 
 
-def test_what_a_tail_takes_longer_than_the_median_is_the_hosts() -> None:
-    assert tail_busy_share(0.96, median_s=0.01, tail_s=0.032) == pytest.approx(0.3)
-    assert tail_busy_share(0.96, median_s=0.01, tail_s=0.01) == 0.96
-    assert tail_busy_share(0.96, median_s=0.01, tail_s=0.009) == 0.96
+def test_what_the_gpu_computes_for_a_request_is_told_apart() -> None:
+    """The first token's part is the median of three; the others share the rest."""
+    first = [GpuTime(busy_s=busy_s, steps=1, kernels=9) for busy_s in (0.007, 0.030, 0.006)]
+    gpu = request_gpu_time(GpuTime(busy_s=0.070, steps=64, kernels=9), first, output_tokens=64)
+    assert (gpu.first_token_s, gpu.whole_s) == (0.007, 0.070)
+    assert gpu.token_s == pytest.approx(0.001)
+
+
+def test_a_profile_of_one_token_that_was_slower_than_all_leaves_nothing_for_the_others() -> None:
+    first = [GpuTime(busy_s=0.080, steps=1, kernels=9)]
+    gpu = request_gpu_time(GpuTime(busy_s=0.070, steps=64, kernels=9), first, output_tokens=64)
+    assert gpu.token_s == 0.0
+
+
+@pytest.mark.parametrize(("time_s", "share"), [(0.01, 0.64), (0.02, 0.32), (0.005, 1.0)])
+def test_what_a_request_takes_longer_than_the_gpu_is_the_hosts(time_s: float, share: float) -> None:
+    assert busy_share(0.0064, time_s) == pytest.approx(share)

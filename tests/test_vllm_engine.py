@@ -626,6 +626,29 @@ def test_lines_that_say_nothing_are_left_out() -> None:
     assert telling_lines(log) == ["ValueError: a is not b"]
 
 
+def test_an_exception_is_followed_by_where_it_was_raised() -> None:
+    """The innermost place, of each of several that led to one another."""
+    fault = "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+    log = f"""
+ERROR 11-21 07:00:00 [core.py:11] Traceback (most recent call last):
+ERROR 11-21 07:00:00 [core.py:11]   File "/opt/lib/site-packages/vllm/v1/engine/core.py", line 90, in __init__
+ERROR 11-21 07:00:00 [core.py:11]     self.start()
+ERROR 11-21 07:00:00 [core.py:11]   File "/opt/lib/site-packages/vllm/v1/sample/sampler.py", line 71, in sample
+ERROR 11-21 07:00:00 [core.py:11]     logits.sort()
+ERROR 11-21 07:00:00 [core.py:11] {fault}
+Traceback (most recent call last):
+  File "/srv/serve.py", line 3, in <module>
+RuntimeError: Engine core initialization failed.
+RuntimeError: Engine core initialization failed.
+ValueError: nowhere
+"""
+    assert telling_lines(log) == [
+        f"{fault}  (vllm/v1/sample/sampler.py:71, in sample)",
+        "RuntimeError: Engine core initialization failed.  (/srv/serve.py:3, in <module>)",
+        "ValueError: nowhere",
+    ]
+
+
 def test_the_last_lines_stand_in_for_an_exception() -> None:
     """At most as many as asked for."""
     assert telling_lines("a\nb\n\nc\n", limit=2) == ["b", "c"]

@@ -61,6 +61,8 @@ _ON_CPU = Plan(
 BELIEVED = 1.15
 #: Tokens of a step of vLLM; a prompt of more is read in several.
 _VLLM_STEP_TOKENS = 8192
+#: An engine for fewer may die in the warm-up of vLLM 0.26 (benchmarks/llm/RESULTS.md); a batch is no slower for it.
+_FEWEST_REQUESTS = 16
 
 
 class Wanted(Record, frozen=True, kw_only=True):
@@ -491,7 +493,7 @@ def start_engine(wanted: Wanted, devices: Sequence[Device], machine: Machine) ->
         model=model,
         dtype=dtype,
         max_model_len=load.prompt_tokens + load.output_tokens,
-        max_num_seqs=load.requests,
+        max_num_seqs=max(load.requests, _FEWEST_REQUESTS),
         max_num_batched_tokens=_VLLM_STEP_TOKENS,
     )
     return Engine(config, devices=devices, nvml=machine.nvml)

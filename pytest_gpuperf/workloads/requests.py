@@ -6,6 +6,7 @@ The same words as vLLM's own benchmark, `vllm.benchmarks.serve.calculate_metrics
 import itertools
 import math
 from collections.abc import Sequence
+from statistics import median
 
 import msgspec
 
@@ -257,18 +258,46 @@ def gpu_busy_share(gpu: GpuTime, generation: Generation) -> float:
     return min(gpu.step_s * generation.step_count / generation.duration_s, 1.0)
 
 
-def tail_busy_share(gpu_busy_share: float, *, median_s: float, tail_s: float) -> float:
-    """Share of a slow request's time in which the GPU computed: it does the same work for all, so the rest is the host.
+class RequestGpuTime(Record, frozen=True, kw_only=True):
+    """What the GPUs computed for a request that had them to itself.
+
+    Attributes:
+        first_token_s: Until its first token.
+        token_s: For each of the others, on average.
+        whole_s: For all of it.
+    """
+
+    first_token_s: float
+    token_s: float
+    whole_s: float
+
+
+def request_gpu_time(whole: GpuTime, first: Sequence[GpuTime], *, output_tokens: int) -> RequestGpuTime:
+    """Tell apart what the GPUs computed for the first token of a request, and for the others.
 
     Args:
-        gpu_busy_share: Of all requests.
-        median_s: A usual request's time.
-        tail_s: A slow one's.
-
-    >>> round(tail_busy_share(0.96, median_s=10.6e-3, tail_s=33.1e-3), 2)
-    0.31
+        whole: Of one request, alone.
+        first: Of such a request that ends with its first token, once or more: the median counts.
+        output_tokens: Of the first argument's request; 2 or more.
     """
-    return gpu_busy_share * min(median_s / tail_s, 1.0)
+    first_s = median(one.busy_s for one in first)
+    others_s = max(whole.busy_s - first_s, 0.0) / (output_tokens - 1)
+    return RequestGpuTime(first_token_s=first_s, token_s=others_s, whole_s=whole.busy_s)
+
+
+def busy_share(gpu_s: float, time_s: float) -> float:
+    """Share of a time in which the GPU computed; at most 1.
+
+    It does the same for every request, so what a slow one takes longer is the host's.
+
+    Args:
+        gpu_s: What it computes, by the profiler.
+        time_s: What the request took, without one.
+
+    >>> round(busy_share(6.4e-3, 10.0e-3), 2), round(busy_share(6.4e-3, 18.0e-3), 2)  # a first token on two hosts
+    (0.64, 0.36)
+    """
+    return min(gpu_s / time_s, 1.0)
 
 
 def in_sequence(generations: Sequence[Generation]) -> Generation:

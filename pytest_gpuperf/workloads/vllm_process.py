@@ -31,6 +31,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 #: `(EngineCore pid=1) ERROR 11-21 07:00:00 [core.py:10] ` and terminal colours, which say nothing about the cause.
 _PREFIX = re.compile(r"\x1b\[[0-9;]*m|^\s*\([\w ]+pid=\d+\)\s*|(?:ERROR|WARNING|INFO) \d\d-\d\d [\d:]+ \[[^\]]*\]\s?")
+_FRAME = re.compile(r"^\s*File \"([^\"]+)\", line (\d+), in (\S+)")
 _CAUSE = re.compile(r"^\s*(?:[\w.]+(?:Error|Exception|Interrupt|Failed)\b|Fatal |Segmentation fault|Killed|CUDA error)")
 
 
@@ -225,11 +226,21 @@ def _shortened(message: str) -> str:
 def telling_lines(log: str, *, limit: int = _LINES) -> list[str]:
     """Choose the lines of a log that say what went wrong: those of exceptions, or where there are none, the last ones.
 
+    An exception is followed by where it was raised.
+
     Args:
         log: vLLM's: many processes, each line with a prefix of its own.
         limit: Most lines.
     """
     lines = [_PREFIX.sub("", _PREFIX.sub("", line)).rstrip() for line in log.splitlines()]
     lines = [line for line in lines if line.strip()]
-    causes = list(dict.fromkeys(line.strip()[:300] for line in lines if _CAUSE.match(line)))
+    places: dict[str, str] = {}
+    place = ""
+    for line in lines:
+        if frame := _FRAME.match(line):
+            place = f"  ({frame[1].rpartition('site-packages/')[2]}:{frame[2]}, in {frame[3]})"
+        elif _CAUSE.match(line):
+            places.setdefault(line.strip()[:300], place)
+            place = ""
+    causes = [cause + place for cause, place in places.items()]
     return causes[-limit:] or [line[:300] for line in lines[-limit:]]
