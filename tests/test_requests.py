@@ -27,6 +27,7 @@ from pytest_gpuperf.workloads.requests import (
     percentile,
     prompts_of,
     request_gpu_time,
+    sampled_gpu_time,
 )
 from pytest_gpuperf.workloads.vllm_driver import timings
 
@@ -329,6 +330,24 @@ def test_a_profile_of_one_token_that_was_slower_than_all_leaves_nothing_for_the_
     first = [GpuTime(busy_s=0.080, steps=1, kernels=9)]
     gpu = request_gpu_time(GpuTime(busy_s=0.070, steps=64, kernels=9), first, output_tokens=64)
     assert gpu.token_s == 0.0
+
+
+def test_a_sample_from_the_middle_stands_for_all_tokens_after_the_first() -> None:
+    """An engine whose tokens take longer the more there are before them."""
+    seen: list[tuple[int, int]] = []
+
+    def profile(load: Load) -> GpuTime:
+        seen.append((load.prompt_tokens, load.output_tokens))
+        contexts = range(load.prompt_tokens + 1, load.prompt_tokens + load.output_tokens)
+        busy_s = load.prompt_tokens * 1e-4 + sum(6e-3 + 1e-5 * context for context in contexts)
+        return GpuTime(busy_s=busy_s, steps=load.output_tokens, kernels=10 * load.output_tokens)
+
+    load = Load(requests=4, prompt_tokens=128, output_tokens=128)
+    found = sampled_gpu_time(profile, load, sample_tokens=16)
+    assert seen == [(128, 1), (184, 1), (184, 16)]
+    whole = profile(load)
+    assert found.busy_s == pytest.approx(whole.busy_s, rel=1e-3)
+    assert (found.steps, found.kernels) == (whole.steps, whole.kernels)
 
 
 @pytest.mark.parametrize(("time_s", "share"), [(0.01, 0.64), (0.02, 0.32), (0.005, 1.0)])

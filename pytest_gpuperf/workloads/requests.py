@@ -5,7 +5,7 @@ The same words as vLLM's own benchmark, `vllm.benchmarks.serve.calculate_metrics
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import msgspec
@@ -283,6 +283,30 @@ def request_gpu_time(whole: GpuTime, first: Sequence[GpuTime], *, output_tokens:
     first_s = median(one.busy_s for one in first)
     others_s = max(whole.busy_s - first_s, 0.0) / (output_tokens - 1)
     return RequestGpuTime(first_token_s=first_s, token_s=others_s, whole_s=whole.busy_s)
+
+
+def sampled_gpu_time(profile: Callable[[Load], GpuTime], load: Load, *, sample_tokens: int) -> GpuTime:
+    """Profile the first tokens of a load's answers, and some from their middle that stand for all others.
+
+    A token takes the longer the more there are before it, nearly in proportion: those of the middle take the mean. What
+    ran in a step is not summed up: the loads have other shares of reading.
+
+    Args:
+        profile: Of the engine.
+        load: Whose answers are longer than the sample.
+        sample_tokens: From the middle; 2 or more.
+    """
+    middle = msgspec.structs.replace(load, prompt_tokens=load.prompt_tokens + (load.output_tokens - sample_tokens) // 2)
+    first = profile(msgspec.structs.replace(load, output_tokens=1))
+    before = profile(msgspec.structs.replace(middle, output_tokens=1))
+    some = profile(msgspec.structs.replace(middle, output_tokens=sample_tokens))
+    part = request_gpu_time(some, [before], output_tokens=sample_tokens)
+    rest = load.output_tokens - 1
+    return GpuTime(
+        busy_s=first.busy_s + part.token_s * rest,
+        steps=load.output_tokens,
+        kernels=first.kernels + round((some.kernels - before.kernels) / (sample_tokens - 1) * rest),
+    )
 
 
 def busy_share(gpu_s: float, time_s: float) -> float:

@@ -18,7 +18,7 @@ from pytest_gpuperf.workloads.gpu_trace import gpu_time
 from pytest_gpuperf.workloads.model_shape import ModelShape
 from pytest_gpuperf.workloads.models import has_weights
 from pytest_gpuperf.workloads.placement import Part, describe, refuse_misplaced, split
-from pytest_gpuperf.workloads.requests import Generation, GpuTime, Load, RequestTiming, prompts_of
+from pytest_gpuperf.workloads.requests import Generation, GpuTime, Load, RequestTiming, prompts_of, sampled_gpu_time
 from pytest_gpuperf.workloads.weights import draw_weights, load_config, read_weights, shape_of_config, skeleton_of
 
 if TYPE_CHECKING:
@@ -130,22 +130,29 @@ class Generator:
         refuse_short(tuple(tokens.shape), len(clock.stamps_s), load)
         return _generation(load, begin_s, clock.stamps_s, duration_s)
 
-    def profile(self, load: Load) -> GpuTime | None:
+    def profile(self, load: Load, *, sample_tokens: int | None = None) -> GpuTime | None:
         """Generate a load under torch's profiler: how long a GPU computed. `None` without a GPU.
 
-        Halves take turns, so the time of two GPUs is that in which either of them computed.
+        Halves take turns, so the time of two GPUs is that in which either of them computed. A token of an 8B model
+        leaves 1,400 kernels: long answers take longer to read than to generate, and a sample of them does.
 
         Args:
             load: That of the timed pass.
+            sample_tokens: Profile so many tokens of an answer, from its middle; `None`, or not fewer than it has: all.
 
         Raises:
             UsageError: As `generate`.
             MeasurementError: The profiler saw nothing.
         """
-        import torch
-
         if not self.parts[0].device.startswith("cuda"):
             return None
+        if sample_tokens is None or sample_tokens >= load.output_tokens:
+            return self._profiled(load)
+        return sampled_gpu_time(self._profiled, load, sample_tokens=sample_tokens)
+
+    def _profiled(self, load: Load) -> GpuTime:
+        import torch
+
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities, acc_events=True) as profiler:  # else it warns of losing them
             generation = self.generate(load)
