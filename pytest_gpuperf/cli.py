@@ -95,18 +95,30 @@ def show(tests: TestsArgument = None, baselines_root: BaselinesOption = DEFAULT_
         for test, metrics in file.tests.items():
             if not _is_chosen(f"{file.module}::{test}", tests):
                 continue
+            said: dict[str, str] | None = None
             for metric, baseline in metrics.items():
-                typer.echo("\n".join(_baseline_lines(path.parent.name, file, test, metric, baseline)))
+                lines = _baseline_lines(path.parent.name, file, test, metric, baseline, said=said)
+                typer.echo("\n".join(lines))
+                said = baseline.configuration
                 shown += 1
     if not shown:
         raise UsageError(f"No baseline of {' or '.join(tests) if tests else 'anything'} in {baselines_root}.")
 
 
-def _baseline_lines(folder: str, file: BaselineFile, test: str, metric: str, baseline: MetricBaseline) -> list[str]:
+def _baseline_lines(  # noqa: PLR0913 - what is shown, and what was said before
+    folder: str,
+    file: BaselineFile,
+    test: str,
+    metric: str,
+    baseline: MetricBaseline,
+    *,
+    said: dict[str, str] | None,
+) -> list[str]:
+    """A baseline in words; its configuration only where it is not that of the metric before."""
     lines = [f"{file.module}::{test} {metric} ({folder}; {baseline.method}; {baseline.better} is better)"]
     if baseline.reason:
         lines.append(f"  accepted: {baseline.reason}")
-    if baseline.configuration:
+    if baseline.configuration and baseline.configuration != said:
         lines.append(f"  configuration: {', '.join(f'{name} {text}' for name, text in baseline.configuration.items())}")
     for session in baseline.sessions:
         values = ", ".join(format_value(run.value, baseline.unit) for run in session.runs)

@@ -191,6 +191,27 @@ def test_show_prints_values_sessions_and_the_reason(pytester: pytest.Pytester) -
     assert lines[4].endswith(": 2.000 ms, 2.000 ms, SM clock 345 MHz")
 
 
+def test_show_says_a_configuration_once_for_the_metrics_that_share_it(pytester: pytest.Pytester) -> None:
+    source = """
+def test_serve(perf):
+    perf.configure({"model": "gpt2"})
+    perf.record("latency", 0.2, unit="s")
+    perf.record("throughput", 1000.0, unit="tok/s")
+
+def test_other(perf):
+    perf.configure({"model": "gpt2"})
+    perf.record("throughput", 1000.0, unit="tok/s")
+"""
+    Suite(files={"test_suite.py": source}).record(pytester)
+    heads = [line.split()[0] for line in gpuperf("baseline", "show").output.splitlines()]
+    date = heads[2]
+    assert heads == [
+        *("test_suite.py::test_other", "configuration:", date),
+        *("test_suite.py::test_serve", "configuration:", date),
+        *("test_suite.py::test_serve", date),
+    ]
+
+
 def test_show_of_one_test_shows_no_other(pytester: pytest.Pytester) -> None:
     two().record(pytester)
     done = gpuperf("baseline", "show", "test_other")
