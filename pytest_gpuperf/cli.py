@@ -105,7 +105,7 @@ def show(tests: TestsArgument = None, baselines_root: BaselinesOption = DEFAULT_
         raise UsageError(f"No baseline of {' or '.join(tests) if tests else 'anything'} in {baselines_root}.")
 
 
-def _baseline_lines(  # noqa: PLR0913 - what is shown, and what was said before
+def _baseline_lines(
     folder: str,
     file: BaselineFile,
     test: str,
