@@ -11,6 +11,8 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 #: Stands for the UUID of a GPU that cannot be asked for it.
 ABSENT = "GPU-absent"
+#: Holds the place of a GPU that this process may not open, where the driver counts it.
+_CLOSED = "GPU-closed"
 _CONTAINER = "NVIDIA_VISIBLE_DEVICES"
 #: The step's GPUs are some of the job's (Slurm, srun(1), output environment variables).
 _SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
@@ -36,7 +38,7 @@ def assigned(environment: Mapping[str, str], uuids: Sequence[str]) -> tuple[str,
     if not may_narrow(environment):
         return None
     gpus = [uuid for uuid in uuids if uuid.startswith("GPU-")]
-    by_container = [one for named in _named_uuids(environment) for one in uuids if one == named]
+    by_container = _of_container(environment, uuids)
     by_slurm = _of_slurm(environment, gpus)
     if by_container and by_slurm:
         both = [uuid for uuid in by_container if uuid in by_slurm]
@@ -44,11 +46,11 @@ def assigned(environment: Mapping[str, str], uuids: Sequence[str]) -> tuple[str,
     else:
         chosen = by_container or by_slurm
     found = tuple(dict.fromkeys(chosen))
-    return found if found and set(found) != set(gpus) else None  # all of them, in any order, narrow nothing
+    return found if found and set(found) != {*gpus} - {_CLOSED} else None  # all of them, in any order, narrow nothing
 
 
 def in_place(uuids: Mapping[int, str], absent: Iterable[int]) -> tuple[str, ...]:
-    """List GPUs in PCI bus order; one that does not answer keeps its place, as it does for Slurm.
+    """List GPUs in PCI bus order; one that does not answer, or may not be opened, keeps its place, as for Slurm.
 
     Args:
         uuids: By the driver's number.
@@ -58,7 +60,12 @@ def in_place(uuids: Mapping[int, str], absent: Iterable[int]) -> tuple[str, ...]
     ('GPU-a', 'GPU-absent', 'GPU-c')
     """
     places = {**uuids, **dict.fromkeys(absent, ABSENT)}
-    return tuple(places[number] for number in sorted(places))
+    return tuple(places.get(number, _CLOSED) for number in range(max(places, default=-1) + 1))
+
+
+def there(uuids: Iterable[str]) -> tuple[str, ...]:
+    """Leave out the places of GPUs that do not answer or may not be opened."""
+    return tuple(uuid for uuid in uuids if uuid not in (ABSENT, _CLOSED))
 
 
 def _named_uuids(environment: Mapping[str, str]) -> list[str]:
@@ -67,13 +74,20 @@ def _named_uuids(environment: Mapping[str, str]) -> list[str]:
     return [entry for entry in entries if entry.startswith(("GPU-", "MIG-"))]
 
 
+def _of_container(environment: Mapping[str, str], uuids: Sequence[str]) -> list[str]:
+    """Those that a container was given; where a GPU does not answer, a name that is not here may be its own."""
+    named = _named_uuids(environment)
+    return [uuid if uuid in uuids else ABSENT for uuid in named if uuid in uuids or ABSENT in uuids]
+
+
 def _of_slurm(environment: Mapping[str, str], gpus: Sequence[str]) -> list[str]:
     """Those that a job or step was given by index. Where Slurm fences it in, the driver shows no more than these."""
     text = next((environment[name] for name in _SLURM if environment.get(name)), "")
     indices = list(_indices(text))
     if len(set(indices)) >= len(gpus) or any(index >= len(gpus) for index in indices):
         return []
-    return [gpus[index] for index in indices]
+    chosen = [gpus[index] for index in indices]
+    return [] if _CLOSED in chosen else chosen  # it counts in another way than the driver
 
 
 def _indices(text: str) -> Iterable[int]:

@@ -98,7 +98,8 @@ def visible(
         absent: GPUs that do not answer. Whether CUDA counts them is not documented.
 
     Raises:
-        DeviceError: It names a MIG instance in the old way, or a number at or after that of an absent GPU.
+        DeviceError: It names a MIG instance in the old way, or what may be an absent GPU: first a UUID that is not
+            here, or a number at or after the absent one's.
     """
     chosen = _read_list(gpus, cuda_visible_devices, instances, absent).chosen
     shown = (one for gpu in chosen for one in ([gpu] if not gpu.mig_enabled else instances.get(gpu.uuid, ())[:1]))
@@ -260,6 +261,8 @@ def _read_list(
             _refuse_doubtful(gpus, absent[0], entry)
         gpu = _named(gpus, known, entry, is_uuid=is_uuid)
         if gpu is None:
+            if absent and is_uuid and not chosen:
+                _refuse_absent(known, absent[0], entry)
             return _List(chosen=tuple(chosen), problem=_ending(gpus, known, entry, entries))
         if gpu in chosen:
             return _List(problem=f"{entry!r} names a GPU a second time, and then CUDA shows none. Name each once.")
@@ -293,6 +296,15 @@ def _refuse_doubtful(gpus: Sequence[GpuInfo], absent: AbsentGpu, entry: str) -> 
         raise DeviceError(
             f"{absent.reason} Until then, which GPU {entry!r} in CUDA_VISIBLE_DEVICES stands for is not certain. "
             "Name GPUs by UUID (`nvidia-smi -L`)."
+        )
+
+
+def _refuse_absent(known: Sequence[GpuInfo], absent: AbsentGpu, entry: str) -> None:
+    """Refuse a list that begins with what may be the absent GPU: nothing is left of it, and no CPU takes its place."""
+    if not any(gpu.uuid.startswith(entry) for gpu in known):
+        raise DeviceError(
+            f"{absent.reason} CUDA_VISIBLE_DEVICES begins with {entry!r}, which is no GPU that answers. "
+            "CUDA ends the list there: name others (`nvidia-smi -L`)."
         )
 
 

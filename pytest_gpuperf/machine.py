@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Literal
 
-from pytest_gpuperf.assignment import ABSENT, ORDER, VISIBLE, assigned, in_place
-from pytest_gpuperf.devices import Device, cpu_device, find_devices, hidden, instances_of
+from pytest_gpuperf.assignment import ORDER, VISIBLE, assigned, in_place, may_narrow, there
+from pytest_gpuperf.devices import Device, cpu_device, find_devices, hidden, instances_of, visible
 from pytest_gpuperf.environment import collect
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import AbsentGpu, Nvml, open_nvml
@@ -80,8 +80,7 @@ class Machine:
         """
         if self.nvml is None:
             return ()
-        if self.absent and VISIBLE not in os.environ:
-            self.adopt_assignment(os.environ)
+        self.adopt_assignment(os.environ)
         visible = os.environ.get(VISIBLE)
         found = find_devices(self.nvml, cuda_visible_devices=visible)
         if not found:
@@ -91,12 +90,11 @@ class Machine:
 
     @cached_property
     def hidden(self) -> str | None:
-        """Which entry ends CUDA_VISIBLE_DEVICES, or which GPU has no MIG instance; `None`: all that is named is there.
-
-        Raises:
-            DeviceError: A GPU is lost.
-        """
-        return hidden(self.nvml, cuda_visible_devices=os.environ.get(VISIBLE)) if self.nvml else None
+        """Which entry ends CUDA_VISIBLE_DEVICES, or which GPU has no MIG instance; `None`: neither is known."""
+        try:
+            return hidden(self.nvml, cuda_visible_devices=os.environ.get(VISIBLE)) if self.nvml else None
+        except DeviceError:  # a GPU was lost since the others were found, which its quarantine says
+            return None
 
     def adopt_assignment(self, environment: MutableMapping[str, str]) -> None:
         """Let CUDA show only the GPUs that the outer world gave to this process; before anything looks for GPUs.
@@ -107,19 +105,20 @@ class Machine:
         Raises:
             DeviceError: None that it was given answers.
         """
-        if self.nvml is None:
+        if self.nvml is None or VISIBLE in environment or not (self.absent or may_narrow(environment)):
             return
         gpus = self.nvml.gpus()
-        parts = [one.uuid for instances in instances_of(self.nvml, gpus).values() for one in instances]
+        instances = instances_of(self.nvml, gpus)
+        parts = [one.uuid for some in instances.values() for one in some]
         places = in_place({gpu.index: gpu.uuid for gpu in gpus}, [one.index for one in self.absent])
         ours = assigned(environment, [*places, *parts])
         if ours is None and self.absent:  # CUDA may fail at the sight of one that is lost
-            ours = places
+            ours = tuple(gpu.uuid for gpu in visible(gpus, None, instances))
         if ours is not None:
-            there = [uuid for uuid in ours if uuid != ABSENT]
-            if not there:
+            answering = there(ours)
+            if self.absent and not answering:
                 raise DeviceError(self.absent[0].reason)
-            environment[VISIBLE] = ",".join(there)
+            environment[VISIBLE] = ",".join(answering)
             environment.setdefault(ORDER, "PCI_BUS_ID")
 
     @cached_property

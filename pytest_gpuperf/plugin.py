@@ -249,13 +249,13 @@ def _read_baselines(run: "Run", items: list[pytest.Item]) -> None:
     """Read every baseline file that the items may be compared with."""
     if run.machine.is_unusable:
         return
-    run.notes += [f"{absent.reason} This run goes on without it." for absent in run.machine.absent]
     for item in items:
         requirement = requirement_of(item)
         if run.shortfall(requirement) is None:
             devices = run.candidates(requirement)[0]
             run.read_common(devices)
             run.compared += len(run.baselines_of(key_of(item), devices))
+    run.notes += [f"{absent.reason} This run goes on without it." for absent in run.machine.absent]
 
 
 def _is_mine(item: pytest.Item) -> bool:

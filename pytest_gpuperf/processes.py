@@ -41,9 +41,11 @@ class Finished(Record, frozen=True, kw_only=True):
 
 def is_running(pid: int) -> bool:
     """Whether there is such a process, of any user: /proc may hide those of others (hidepid), signal 0 does not."""
+    if pid <= 0:  # to the system these are groups
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

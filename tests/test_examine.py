@@ -369,6 +369,23 @@ def test_a_gpu_lost_before_is_a_problem_and_the_others_are_looked_at(places: Pla
     assert "sudo nvidia-smi --gpu-reset" in (found.mend or "")
 
 
+def test_where_all_gpus_are_lost_that_is_the_one_problem_with_them(places: Places) -> None:
+    facts = examined(places, FakeNvml(fake_gpu(), lost={fake_gpu().uuid: 0}))
+    texts = [one.text for one in findings(facts) if one.topic == "GPU"]
+    assert texts == ["GPU 0 is lost: it has fallen off the bus"]
+    assert not facts.baselines or not facts.baselines.wanted  # the CPU is not measured instead
+
+
+def test_a_job_whose_gpu_is_lost_is_not_told_to_show_none(places: Places) -> None:
+    gpus = tuple(fake_gpu(index) for index in range(3))
+    nvml = FakeNvml(*gpus, lost={gpus[1].uuid: 0})
+    facts = examined(places, nvml, environment={"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "1"})
+    (found,) = [one for one in findings(facts) if one.topic == "assignment" and "SLURM_JOB_GPUS" in one.text]
+    assert found.level == "problem"
+    assert found.text == "Slurm job 7: SLURM_JOB_GPUS=1: what it names does not answer"
+    assert found.mend == "Ask for another GPU, or host."
+
+
 @pytest.mark.parametrize("call", range(1, 16))
 def test_whatever_call_fails_is_a_finding(places: Places, call: int) -> None:
     facts = examined(places, FakeNvml(fake_gpu(0), fake_gpu(1), errors={call: LOST}))

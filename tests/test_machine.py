@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_gpuperf import machine as machine_module
 from pytest_gpuperf.devices import Device, cpu_device, find_devices
@@ -143,6 +144,54 @@ def test_slurm_counts_a_lost_gpu(monkeypatch: pytest.MonkeyPatch, job: str, uuid
             _ = machine.gpus
     else:
         assert [device.uuid for device in machine.gpus] == uuids
+
+
+@pytest.mark.parametrize("others", ["", f",{THREE[2].uuid}"])
+def test_where_cuda_is_shown_a_lost_gpu_first_the_cpu_is_not_measured_instead(
+    monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    """By its UUID: CUDA ends the list there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", THREE[1].uuid + others)
+    machine = Machine("auto", nvml=FakeNvml(*THREE, lost={THREE[1].uuid: 0}))
+    with pytest.raises(DeviceError) as error:
+        _ = machine.devices
+    assert str(error.value).startswith("GPU 1 is lost: it has fallen off the bus.")
+    assert str(error.value).endswith(
+        f"CUDA_VISIBLE_DEVICES begins with '{THREE[1].uuid}', which is no GPU that answers. "
+        "CUDA ends the list there: name others (`nvidia-smi -L`)."
+    )
+
+
+@pytest.mark.parametrize("visible", ["1,2", f"{THREE[1].uuid},{THREE[2].uuid}"])
+def test_a_gpu_lost_in_the_middle_of_a_run_puts_in_doubt_nothing_that_was_found(
+    monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    """A test that needs both is skipped with the reason of the quarantine: the variable was read before."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvml = FakeNvml(*THREE)
+    machine = Machine("auto", nvml=nvml)
+    assert len(machine.devices) == 2
+    nvml.lose(THREE[1].uuid)
+    assert machine.hidden is None
+    assert len(machine.devices) == 2
+
+
+@pytest.mark.parametrize("has_instance", [True, False])
+def test_beside_a_lost_gpu_one_in_mig_mode_is_named_by_its_instance(has_instance: bool) -> None:
+    """Or not at all: CUDA may end the list at a UUID that it shows nothing of."""
+    divided = replace(THREE[0], mig_enabled=True)
+    instances = {divided.uuid: [replace(THREE[0], uuid="MIG-a")]} if has_instance else {}
+    nvml = FakeNvml(divided, *THREE[1:], lost={THREE[1].uuid: 0}, instances=instances)
+    uuids = [*(["MIG-a"] if has_instance else []), THREE[2].uuid]
+    assert [device.uuid for device in Machine("auto", nvml=nvml).gpus] == uuids
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(uuids)
+
+
+def test_commands_keep_to_what_a_job_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no conftest before which the plugin could see to it."""
+    monkeypatch.setenv("SLURM_STEP_GPUS", "1")
+    assert [device.uuid for device in Machine("auto", nvml=FakeNvml(*THREE)).gpus] == [THREE[1].uuid]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == THREE[1].uuid
 
 
 def test_without_a_lost_gpu_nothing_is_narrowed() -> None:

@@ -1,5 +1,7 @@
 """GPUs that turn out to be sick: their tests are INVALID, the others go on, and nobody is accused or recorded."""
 
+from dataclasses import replace
+
 import pytest
 from harness import CONFIRMING, Suite, assert_readable, gpuperf, recorded_tests, results_of, statuses_of, verdicts_of
 
@@ -194,6 +196,15 @@ def test_third(gpu_benchmark):
     sick = [test for test in results_of(pytester).tests if test.verdicts[0].status == "INVALID"]
     assert all("fallen off the bus" in test.verdicts[0].reason for test in sick)
     assert_readable(result)
+
+
+@pytest.mark.parametrize("shown", ["1", "GPU-00000000"])
+def test_a_run_that_is_refused_for_a_lost_gpu_does_not_claim_to_go_on(pytester: pytest.Pytester, shown: str) -> None:
+    suite = suite_of("def test_first(gpu): pass", script="lost={GPUS[0].uuid: 0}")
+    result = replace(suite, environment={"CUDA_VISIBLE_DEVICES": shown}).run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: GPU 0 is lost: it has fallen off the bus.*CUDA_VISIBLE_DEVICES*"])
+    result.stdout.no_fnmatch_line("*goes on without it*")
 
 
 def test_gpu_that_falls_off_in_a_test_fails_it_with_what_to_do_and_keeps_what_was_measured(

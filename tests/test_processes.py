@@ -64,6 +64,12 @@ def test_a_process_runs_until_it_has_ended() -> None:
     assert not is_running(process.pid)
 
 
+@pytest.mark.parametrize("pid", [0, -1, 2**70])
+def test_what_can_be_no_process_does_not_run(pid: int) -> None:
+    """As a damaged lock file may say; to the system 0 and below are groups."""
+    assert not is_running(pid)
+
+
 def test_a_process_that_may_not_be_signalled_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user's, which /proc may hide."""
 

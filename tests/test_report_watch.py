@@ -29,6 +29,7 @@ from pytest_gpuperf.nvml import GpuUsage, Nvml
 from pytest_gpuperf.report import watch_files
 from pytest_gpuperf.report.watch import View, sample_line, sparkline, summary_lines, view_text
 from pytest_gpuperf.report.watch_files import FIELDS, open_file, row_of
+from pytest_gpuperf.report.watch_run import Plan, monitor
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
 from pytest_gpuperf.trials.watch import Sample, Summary
 
@@ -670,3 +671,23 @@ def test_live_shows_the_view_beside_a_command() -> None:
     terminal.wait_for("busy: kernels run 50 % of the time")
     assert terminal.end() == 0
     assert "  clock held down: never" in terminal.output
+
+
+def test_a_command_sees_what_it_would_see_by_itself_beside_a_lost_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To watch is to change nothing."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpus, seen = (fake_gpu(0), fake_gpu(1)), tmp_path / "seen"
+    machine = Machine("auto", nvml=FakeNvml(*gpus, lost={gpus[0].uuid: 0}))
+    plan = Plan(
+        interval_s=0.2,
+        gpus=None,
+        duration_s=None,
+        output=None,
+        is_json=False,
+        is_live=False,
+        command=("sh", "-c", f"echo ${{CUDA_VISIBLE_DEVICES-not set}} > {seen}"),
+    )
+    assert monitor(plan, machine) == 0
+    assert seen.read_text() == "not set\n"

@@ -350,6 +350,15 @@ def test_a_sample_from_the_middle_stands_for_all_tokens_after_the_first() -> Non
     assert (found.steps, found.kernels) == (whole.steps, whole.kernels)
 
 
+@pytest.mark.parametrize(("profiles", "output_tokens"), [(0, 64), (1, 1)])
+def test_without_a_profile_of_a_first_token_or_others_after_it_nothing_is_told_apart(
+    profiles: int, output_tokens: int
+) -> None:
+    one = GpuTime(busy_s=0.070, steps=64, kernels=9)
+    with pytest.raises(UsageError, match=f"of {output_tokens} output tokens and {profiles} profiles of a first token"):
+        request_gpu_time(one, [one] * profiles, output_tokens=output_tokens)
+
+
 @pytest.mark.parametrize(("time_s", "share"), [(0.01, 0.64), (0.02, 0.32), (0.005, 1.0)])
 def test_what_a_request_takes_longer_than_the_gpu_is_the_hosts(time_s: float, share: float) -> None:
     assert busy_share(0.0064, time_s) == pytest.approx(share)

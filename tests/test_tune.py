@@ -40,6 +40,7 @@ from pytest_gpuperf.trials.tune_plan import (
     combinations,
     first_candidates,
     is_default,
+    left_out,
     name_of,
 )
 
@@ -376,6 +377,21 @@ def test_points_and_pairs_can_be_measured_in_visits_of_their_own(tmp_path: Path)
 def test_a_folder_without_a_tuning_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no tuning\. Make one with: gpuperf tune MODEL --output"):
         read_tuning(tmp_path)
+
+
+def test_combinations_that_were_left_out_count_once_all_levels_are_known() -> None:
+    """One of them may be the fastest of all."""
+    of = plan()
+    points = [Point(settings={}, values=(1000.0,))]
+    points += [Point(settings=settings, values=(additive(settings),)) for settings in first_candidates(of)]
+    assert left_out(of, points[:-3]) == 3
+    combined = combinations(points, of.factors, of.kind)
+    assert left_out(of, points) == len(combined) == 1
+    assert left_out(of, [*points, Point(settings=combined[0], values=(1700.0,))]) == 0
+    full = replace(of, is_full=True)
+    points = [points[0], *(Point(settings=settings, values=(1100.0,)) for settings in first_candidates(full))]
+    assert left_out(full, points[:-1]) == 1
+    assert left_out(full, points) == 0  # these are combinations themselves
 
 
 # The folder

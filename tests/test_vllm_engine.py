@@ -514,6 +514,16 @@ def test_beside_a_lost_gpu_vllm_is_given_uuids() -> None:
     devices = fake_machine(*gpus).gpus
     environment = child_environment(devices[2:], nvml=nvml, own={}, is_offline=True)
     assert environment["CUDA_VISIBLE_DEVICES"] == gpus[2].uuid
+    environment = child_environment((devices[0], devices[2]), nvml=nvml, own={}, is_offline=True)
+    assert environment["CUDA_VISIBLE_DEVICES"] == f"{gpus[0].uuid},{gpus[2].uuid}"  # CUDA reads no mixture
+
+
+def test_before_a_lost_gpu_numbers_are_certain() -> None:
+    """vLLM reads CUDA_VISIBLE_DEVICES as integers, and some versions nothing else."""
+    gpus = (fake_gpu(0), fake_gpu(1), fake_gpu(2))
+    nvml = FakeNvml(*gpus, lost={gpus[2].uuid: 0})
+    environment = child_environment(fake_machine(*gpus).gpus[:2], nvml=nvml, own={}, is_offline=True)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -647,6 +657,35 @@ ValueError: nowhere
         "RuntimeError: Engine core initialization failed.  (/srv/serve.py:3, in <module>)",
         "ValueError: nowhere",
     ]
+
+
+def test_where_an_exception_was_raised_is_of_its_own_process() -> None:
+    """Workers print at the same time."""
+    log = """
+(Worker_TP0 pid=1) ERROR 11-21 07:00:00 [a.py:11] Traceback (most recent call last):
+(Worker_TP0 pid=1) ERROR 11-21 07:00:00 [a.py:11]   File "/lib/site-packages/vllm/a.py", line 1, in alpha
+(Worker_TP1 pid=2) Traceback (most recent call last):
+(Worker_TP1 pid=2)   File "/lib/site-packages/vllm/b.py", line 2, in beta
+(Worker_TP1 pid=2)     run()
+(Worker_TP0 pid=1) ERROR 11-21 07:00:00 [a.py:11] ValueError: first
+(Worker_TP1 pid=2) KeyError: second
+"""
+    assert telling_lines(log) == [
+        "ValueError: first  (vllm/a.py:1, in alpha)",
+        "KeyError: second  (vllm/b.py:2, in beta)",
+    ]
+
+
+def test_an_exception_without_a_traceback_has_no_place() -> None:
+    """That of the one before, whose name does not tell it, is not its own."""
+    log = """
+Traceback (most recent call last):
+  File "/lib/site-packages/vllm/a.py", line 1, in alpha
+    poll()
+queue.Empty
+RuntimeError: logged
+"""
+    assert telling_lines(log) == ["RuntimeError: logged"]
 
 
 def test_the_last_lines_stand_in_for_an_exception() -> None:

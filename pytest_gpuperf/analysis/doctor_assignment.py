@@ -84,5 +84,7 @@ def _runtime(assignment: Assignment, gpus: Sequence[Gpu] | None) -> Iterator[Fin
 def _given(assignment: Assignment, setting: str, count: int) -> Finding:
     if assignment.assigned is None:
         return ok("assignment", setting)
+    if not assignment.assigned:
+        return problem("assignment", f"{setting}: what it names does not answer", "Ask for another GPU, or host.")
     text = f"{setting}: pytest-gpuperf keeps to {len(assignment.assigned)} of {count} GPUs, other programs see all"
     return note("assignment", text, f"export {_VISIBLE}={','.join(assignment.assigned)}")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -79,6 +79,7 @@ def monitor(plan: Plan, machine: Machine) -> int:
 
 
 def _monitor(plan: Plan, machine: Machine) -> int:
+    environment = dict(os.environ)  # the command's: beside a lost GPU, the machine narrows what this process sees
     nvml, gpus = machine.nvml, machine.gpus
     if nvml is None or not gpus:
         raise DeviceError(machine.gpu_problem or "The driver shows no GPU.")
@@ -93,7 +94,7 @@ def _monitor(plan: Plan, machine: Machine) -> int:
     with _recording(plan.output) as recording, caught_signals() as sleep, _screen(plan) as screen:
         gpus_watched = watches(nvml, devices, is_stranger=stranger if plan.command else None)
         if plan.command:
-            watched.append(_started(plan))
+            watched.append(_started(plan, environment))
         course = _Course(sleep, watched[0] if watched else None)
         sinks = [screen, *([recording.add] if recording else [])]
         summaries = watch(
@@ -149,9 +150,9 @@ class _Course:
         return 0 if self._signal in (None, signal.SIGINT) else 128 + self._signal
 
 
-def _started(plan: Plan) -> Command:
+def _started(plan: Plan, environment: Mapping[str, str]) -> Command:
     try:
-        return Command(plan.command)
+        return Command(plan.command, environment)
     except CannotStart:
         if plan.output is not None:  # nothing was seen: the next try is to find the name free
             plan.output.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from pytest_gpuperf.analysis.host import (
     Torch,
     Trouble,
 )
-from pytest_gpuperf.assignment import ABSENT, VISIBLE, assigned, in_place
+from pytest_gpuperf.assignment import VISIBLE, assigned, in_place, there
 from pytest_gpuperf.devices import Device, cpu_device, find_devices, hidden, slug
 from pytest_gpuperf.environment import git_top
 from pytest_gpuperf.errors import DeviceError
@@ -213,6 +213,9 @@ def from_driver(open_driver: Callable[[], Nvml], places: Places, environment: Ma
         return FromDriver(driver=driver, assignment=Assignment(variables=variables), troubles=(infos,))
     absent = answer_of("GPU", nvml.absent)
     gone = () if isinstance(absent, Trouble) else absent
+    lost = tuple(Trouble(topic="GPU", text=one.reason, is_device=True) for one in gone)
+    if lost and not infos:
+        return FromDriver(driver=driver, assignment=Assignment(variables=variables), troubles=lost)
     answers = (
         absent,
         answer_of("topology", lambda: _pairs(nvml, infos)),
@@ -226,10 +229,7 @@ def from_driver(open_driver: Callable[[], Nvml], places: Places, environment: Ma
         pairs=() if isinstance(pairs, Trouble) else pairs,
         assignment=None if isinstance(assignment, Trouble) else assignment,
         slugs=() if isinstance(devices, Trouble) else tuple(dict.fromkeys(slug([one]) for one in devices)) or (on_cpu,),
-        troubles=(
-            *(Trouble(topic="GPU", text=one.reason, is_device=True) for one in gone),
-            *dict.fromkeys(one for one in answers if isinstance(one, Trouble)),
-        ),
+        troubles=(*lost, *dict.fromkeys(one for one in answers if isinstance(one, Trouble))),
     )
 
 
@@ -247,7 +247,7 @@ def _assignment(
         variables=variables,
         visible=tuple(device.uuid for device in _devices(nvml, environment)),
         wrong=wrong.removeprefix(f"In {VISIBLE}, ") if wrong else None,
-        assigned=None if ours is None else tuple(uuid for uuid in ours if uuid != ABSENT),
+        assigned=None if ours is None else there(ours),
     )
 
 

@@ -172,11 +172,13 @@ def first_candidates(plan: Plan) -> list[Settings]:
 
 
 def left_out(plan: Plan, points: Sequence[Point]) -> int:
-    """Count the levels, or combinations of a full sweep, that are neither measured nor what the default is."""
+    """Count the levels that are neither measured nor what the default is; when there are none, the combinations."""
     if not points:
         return len(first_candidates(plan))
-    rest = [settings for settings in first_candidates(plan) if not is_default(settings, points[0])]
-    return sum(not is_known(settings, points) for settings in rest)
+    levels = [settings for settings in first_candidates(plan) if not is_default(settings, points[0])]
+    combined = [] if plan.is_full else combinations(points, plan.factors, plan.kind)
+    left = [sum(not is_known(settings, points) for settings in some) for some in (levels, combined)]
+    return left[0] or left[1]
 
 
 def is_known(settings: Mapping[str, Setting], points: Sequence[Point]) -> bool:

@@ -6,7 +6,7 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pytest_gpuperf.errors import GpuperfError
@@ -72,6 +72,7 @@ class Command:
 
     Args:
         words: Program and arguments.
+        environment: Its variables.
 
     Attributes:
         pid: Of the process, and of its group.
@@ -81,13 +82,13 @@ class Command:
         CannotStart: There is no such program, or it may not be run.
     """
 
-    def __init__(self, words: tuple[str, ...]) -> None:
+    def __init__(self, words: tuple[str, ...], environment: Mapping[str, str] = os.environ) -> None:
         self.code: int | None = None
         self._terminal = _terminal()
         sys.stdout.flush()
         try:
             self.pid = os.posix_spawnp(
-                words[0], words, os.environ, setpgroup=0, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
+                words[0], words, environment, setpgroup=0, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
             )
         except (FileNotFoundError, ValueError):  # the latter: an empty name
             message = f"{shlex.quote(words[0])}: there is no such command. Is it installed, and on the PATH?"

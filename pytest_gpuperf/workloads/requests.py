@@ -279,7 +279,15 @@ def request_gpu_time(whole: GpuTime, first: Sequence[GpuTime], *, output_tokens:
         whole: Of one request, alone.
         first: Of such a request that ends with its first token, once or more: the median counts.
         output_tokens: Of the first argument's request; 2 or more.
+
+    Raises:
+        UsageError: One token alone, or no profile of a first one.
     """
+    if output_tokens < 2 or not first:
+        raise UsageError(
+            f"request_gpu_time() of {output_tokens} output tokens and {len(first)} profiles of a first token: "
+            "it needs 2 or more, and 1 or more."
+        )
     first_s = median(one.busy_s for one in first)
     others_s = max(whole.busy_s - first_s, 0.0) / (output_tokens - 1)
     return RequestGpuTime(first_token_s=first_s, token_s=others_s, whole_s=whole.busy_s)

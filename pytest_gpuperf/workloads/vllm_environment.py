@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,10 +122,11 @@ def child_environment(
 
 
 def _visible(devices: Sequence[Device], nvml: Nvml | None) -> str:
-    """CUDA's numbers: vLLM reads CUDA_VISIBLE_DEVICES as integers where it can. UUIDs where these are not certain."""
-    is_certain = nvml is not None and not nvml.absent()
-    numbers = {gpu.uuid: str(number) for number, gpu in enumerate(nvml.gpus())} if nvml and is_certain else {}
-    return ",".join(numbers.get(device.uuid, device.uuid) for device in devices)
+    """CUDA's numbers: vLLM reads CUDA_VISIBLE_DEVICES as integers where it can. UUIDs where one is not certain."""
+    gpus, lost = (nvml.gpus(), [one.index for one in nvml.absent()]) if nvml else ((), [])
+    numbers = {gpu.uuid: str(number) for number, gpu in enumerate(gpus) if gpu.index < min(lost, default=math.inf)}
+    uuids = [device.uuid for device in devices]
+    return ",".join(numbers[uuid] for uuid in uuids) if numbers.keys() >= {*uuids} else ",".join(uuids)
 
 
 def speed_variables(environment: Mapping[str, str]) -> dict[str, str]:

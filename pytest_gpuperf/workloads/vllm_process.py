@@ -30,7 +30,8 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 #: `(EngineCore pid=1) ERROR 11-21 07:00:00 [core.py:10] ` and terminal colours, which say nothing about the cause.
-_PREFIX = re.compile(r"\x1b\[[0-9;]*m|^\s*\([\w ]+pid=\d+\)\s*|(?:ERROR|WARNING|INFO) \d\d-\d\d [\d:]+ \[[^\]]*\]\s?")
+_PREFIX = re.compile(r"\x1b\[[0-9;]*m|^\s*\([\w ]+pid=\d+\)\s?|(?:ERROR|WARNING|INFO) \d\d-\d\d [\d:]+ \[[^\]]*\]\s?")
+_PROCESS = re.compile(r"\([\w ]+pid=\d+\)")
 _FRAME = re.compile(r"^\s*File \"([^\"]+)\", line (\d+), in (\S+)")
 _CAUSE = re.compile(r"^\s*(?:[\w.]+(?:Error|Exception|Interrupt|Failed)\b|Fatal |Segmentation fault|Killed|CUDA error)")
 
@@ -232,15 +233,21 @@ def telling_lines(log: str, *, limit: int = _LINES) -> list[str]:
         log: vLLM's: many processes, each line with a prefix of its own.
         limit: Most lines.
     """
-    lines = [_PREFIX.sub("", _PREFIX.sub("", line)).rstrip() for line in log.splitlines()]
-    lines = [line for line in lines if line.strip()]
+    told = [(_process_of(line), _PREFIX.sub("", _PREFIX.sub("", line)).rstrip()) for line in log.splitlines()]
+    told = [(process, line) for process, line in told if line.strip()]
     places: dict[str, str] = {}
-    place = ""
-    for line in lines:
+    innermost: dict[str, str] = {}  # of the traceback that each process is printing
+    for process, line in told:
         if frame := _FRAME.match(line):
-            place = f"  ({frame[1].rpartition('site-packages/')[2]}:{frame[2]}, in {frame[3]})"
+            innermost[process] = f"  ({frame[1].rpartition('site-packages/')[2]}:{frame[2]}, in {frame[3]})"
         elif _CAUSE.match(line):
-            places.setdefault(line.strip()[:300], place)
-            place = ""
+            places.setdefault(line.strip()[:300], innermost.pop(process, ""))
+        elif not line.startswith(" "):  # a traceback's own lines are indented
+            innermost.pop(process, None)
     causes = [cause + place for cause, place in places.items()]
-    return causes[-limit:] or [line[:300] for line in lines[-limit:]]
+    return causes[-limit:] or [line[:300] for _, line in told[-limit:]]
+
+
+def _process_of(line: str) -> str:
+    named = _PROCESS.search(line)
+    return named[0] if named else ""
