@@ -1,11 +1,18 @@
 """Fixtures that the whole suite shares."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 pytest_plugins = ["pytester"]
+
+
+def pytest_configure() -> None:
+    """Take back Ctrl-C, which a shell makes `make test &` and all that it starts ignore: tests send it to both."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
