@@ -10,6 +10,7 @@ import contextlib
 import os
 import pwd
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -175,7 +176,8 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
         exclusive: `host`: nobody else may hold any device meanwhile.
         folder: Where the lock files are; `None`: `lock_folder()`.
         timeout_s: How long to wait for others.
-        on_wait: Is told after 30 s, and every 5 min from then on, what is waited for and who holds it.
+        on_wait: Is told after 30 s, and every 5 min from then on, what is waited for and who holds it; `None`: whoever
+            reads standard error is.
         clock: Seconds from any start.
         sleep: Waits for some seconds.
 
@@ -185,7 +187,7 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
     """
     place = folder or lock_folder()
     claims = [claim_of(devices, exclusive) for devices in sets]
-    wait = _Wait(timeout_s, on_wait or (lambda _: None), clock, sleep)
+    wait = _Wait(timeout_s, on_wait or _tell, clock, sleep)
     wanted = f"{_described(sets)}{' and the host to itself' if exclusive == 'host' else ''}"
     with contextlib.ExitStack() as held:
         with _ticket(place, claims, wait) as number:
@@ -226,6 +228,10 @@ def lease_patiently(
         except LeaseTimeout:
             lent = held.enter_context(lease([*preferred, *others], exclusive=exclusive, on_wait=on_wait))
         yield lent
+
+
+def _tell(words: str) -> None:
+    print(f"gpuperf: {words}", file=sys.stderr, flush=True)  # noqa: T201 - seen while a command waits
 
 
 class _Wait:

@@ -370,6 +370,18 @@ def test_a_long_wait_is_told_after_half_a_minute_and_then_every_five(tmp_path: P
     assert str(error.value).startswith("No device became free in 700 s. Wanted 2 x NVIDIA H100 80GB HBM3: held by pid ")
 
 
+def test_a_command_that_waits_long_names_the_holder_on_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    wanted = lease([(A,)], folder=tmp_path, timeout_s=100, clock=clock.now, sleep=clock.sleep)
+    with lease([(A,)], folder=tmp_path), pytest.raises(LeaseTimeout), wanted:
+        pass
+    said = capsys.readouterr().err
+    assert said.startswith(f"gpuperf: has waited 30 s for NVIDIA H100 80GB HBM3: held by pid {os.getpid()} (")
+    assert said.count("\n") == 1
+
+
 def test_an_hour_is_told_in_plain_digits(tmp_path: Path) -> None:
     clock = Clock()
     with (
