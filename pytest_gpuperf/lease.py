@@ -166,6 +166,7 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
     folder: Path | None = None,
     timeout_s: float = TIMEOUT_S,
     on_wait: Callable[[str], None] | None = None,
+    waited_s: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Lease]:
@@ -178,6 +179,7 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
         timeout_s: How long to wait for others.
         on_wait: Is told after 30 s, and every 5 min from then on, what is waited for and who holds it; `None`: whoever
             reads standard error is.
+        waited_s: How long the caller has waited already; it counts.
         clock: Seconds from any start.
         sleep: Waits for some seconds.
 
@@ -187,7 +189,7 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
     """
     place = folder or lock_folder()
     claims = [claim_of(devices, exclusive) for devices in sets]
-    wait = _Wait(timeout_s, on_wait or _tell, clock, sleep)
+    wait = _Wait(timeout_s, on_wait or _tell, clock, sleep, waited_s)
     wanted = f"{_described(sets)}{' and the host to itself' if exclusive == 'host' else ''}"
     with contextlib.ExitStack() as held:
         with _ticket(place, claims, wait) as number:
@@ -226,7 +228,8 @@ def lease_patiently(
         try:
             lent = held.enter_context(lease(preferred, exclusive=exclusive, timeout_s=patience_s, on_wait=on_wait))
         except LeaseTimeout:
-            lent = held.enter_context(lease([*preferred, *others], exclusive=exclusive, on_wait=on_wait))
+            any_set = [*preferred, *others]
+            lent = held.enter_context(lease(any_set, exclusive=exclusive, on_wait=on_wait, waited_s=patience_s))
         yield lent
 
 
@@ -243,10 +246,11 @@ class _Wait:
         tell: Callable[[str], None],
         clock: Callable[[], float],
         sleep: Callable[[float], None],
+        waited_s: float,
     ) -> None:
         self._timeout_s = timeout_s
         self._tell, self._clock, self._sleep = tell, clock, sleep
-        self._begin_s = clock()
+        self._begin_s = clock() - waited_s
         self._next_word_s = FIRST_WORD_S
 
     def pause(self, explain: Callable[[], str], poll_s: float = _POLL_S) -> None:

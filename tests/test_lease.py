@@ -809,3 +809,40 @@ def test_whose_preferred_device_is_held_for_long_takes_another_one(
         assert lent.devices == (other,)
     with lease_patiently([(home,)], [(other,)], patience_s=0.1) as lent:
         assert lent.devices == (home,)
+
+
+def test_who_waits_for_any_device_at_last_says_how_long_it_has_waited_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", str(tmp_path))
+    monkeypatch.setattr(lease_module, "FIRST_WORD_S", 0.2)
+    told: list[str] = []
+    with ExitStack() as other:
+        other.enter_context(lease([(A, B)]))
+
+        def hear(words: str) -> None:
+            told.append(words)
+            if len(told) == 2:
+                other.close()
+
+        with lease_patiently([(A,)], [(B,)], patience_s=0.9, on_wait=hear) as lent:
+            assert lent.devices == (A,)
+    assert told[1].startswith("has waited 1 s for ")
+
+
+def test_a_wait_that_began_before_counts(tmp_path: Path) -> None:
+    told: list[str] = []
+    clock = Clock()
+    wanted = lease(
+        [(A,)],
+        folder=tmp_path,
+        timeout_s=100,
+        waited_s=60,
+        on_wait=told.append,
+        clock=clock.now,
+        sleep=clock.sleep,
+    )
+    with lease([(A,)], folder=tmp_path), pytest.raises(LeaseTimeout, match="became free in 100 s"), wanted:
+        pass
+    assert clock.now_s == pytest.approx(40, abs=0.2)
+    assert [words.partition(" for ")[0] for words in told] == ["has waited 60 s"]
