@@ -57,7 +57,7 @@ class Lease(Record, frozen=True, kw_only=True):
 
 
 class Holder(Record, frozen=True, kw_only=True):
-    """Who holds a lock, as it wrote into the file.
+    """Who holds a lock, or waits, as it wrote into the file.
 
     Attributes:
         test: Node id, or `None` outside a test.
@@ -72,6 +72,18 @@ class Holder(Record, frozen=True, kw_only=True):
     def __str__(self) -> str:
         """As messages have it: `pid 71 (test_a.py::test_one, alice, since 2026-11-21 10:12:51 UTC)`."""
         return f"pid {self.pid} ({', '.join(filter(None, (self.test, self.user)))}, since {self.since})"
+
+
+class Ticket(Record, frozen=True, kw_only=True):
+    """What somebody waits for, as it wrote into the ticket's file.
+
+    Attributes:
+        claim: Every lock that one of the sets needs that would do.
+        holder: Of the ticket; `None`: it left no word.
+    """
+
+    claim: dict[str, bool]
+    holder: Holder | None = None
 
 
 def lock_folder() -> Path:
@@ -280,11 +292,11 @@ def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
             assert descriptor is not None, "nobody else makes tickets while this process holds the queue"
             ours.callback(path.unlink, missing_ok=True)  # before it is closed: then its number may be drawn again
             with contextlib.suppress(OSError):  # a full disk: a ticket that says nothing wants everything
-                os.pwrite(descriptor, msgspec.json.encode(_all_of(claims)), 0)
+                os.pwrite(descriptor, msgspec.json.encode(Ticket(claim=_all_of(claims), holder=_myself())), 0)
         yield number
 
 
-def _all_of(claims: Sequence[Claim]) -> Claim:
+def _all_of(claims: Sequence[Claim]) -> dict[str, bool]:
     """Every lock that one of the claims wants: alone, if one wants it so."""
     names = {name for claim in claims for name in claim}
     return {name: any(claim.get(name, False) for claim in claims) for name in sorted(names)}
@@ -302,16 +314,16 @@ def _remove_dead(place: Path) -> None:
                 path.unlink()
 
 
-def _earlier(place: Path, number: int) -> list[Claim]:
-    """What those want who drew a lower ticket and are alive."""
-    return [_wanted_by(path) for other, path in _tickets(place).items() if other < number and is_held(path)]
+def _earlier(place: Path, number: int) -> list[Ticket]:
+    """The lower tickets of those who are alive."""
+    return [_read_ticket(path) for other, path in _tickets(place).items() if other < number and is_held(path)]
 
 
-def _wanted_by(ticket: Path) -> Claim:
+def _read_ticket(path: Path) -> Ticket:
     try:
-        return msgspec.json.decode(ticket.read_bytes(), type=dict[str, bool])
+        return msgspec.json.decode(path.read_bytes(), type=Ticket)
     except (OSError, msgspec.MsgspecError):  # it has just gone, and the next look will find so
-        return {_HOST: True}
+        return Ticket(claim={_HOST: True})
 
 
 def _clash(one: Claim, other: Claim) -> bool:
@@ -319,11 +331,11 @@ def _clash(one: Claim, other: Claim) -> bool:
 
 
 def _take_any(
-    claims: Sequence[Claim], earlier: Sequence[Claim], place: Path, held: contextlib.ExitStack
+    claims: Sequence[Claim], earlier: Sequence[Ticket], place: Path, held: contextlib.ExitStack
 ) -> tuple[int, tuple[int, ...]] | None:
     """Lock the first claim that is free as a whole, and that nobody waits for who came earlier."""
     for index, claim in enumerate(claims):
-        if any(_clash(claim, other) for other in earlier):
+        if any(_clash(claim, other.claim) for other in earlier):
             continue
         found = _take(claim, place, held)
         if found is not None:
@@ -347,12 +359,15 @@ def _take(claim: Claim, place: Path, held: contextlib.ExitStack) -> tuple[int, .
 
 def _sign(descriptor: int) -> None:
     """Write down who holds a lock, for whoever waits for it."""
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] or None
-    since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    text = msgspec.json.encode(Holder(pid=os.getpid(), user=_user(), since=since, test=test))
+    text = msgspec.json.encode(_myself())
     with contextlib.suppress(OSError):  # a full disk is no reason not to measure
         os.pwrite(descriptor, text, 0)
         os.ftruncate(descriptor, len(text))
+
+
+def _myself() -> Holder:
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] or None
+    return Holder(pid=os.getpid(), user=_user(), since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", test=test)
 
 
 def _user() -> str:
@@ -372,17 +387,21 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def _reason(claims: Sequence[Claim], place: Path, number: int) -> str:
-    """Why a lease waits: who holds what it wants, and how many came earlier."""
+    """Why a lease waits: who holds what it wants, and who came earlier."""
     names = dict.fromkeys(name for claim in claims for name in claim)
     paths = [place / name for name in names if is_held(place / name)]
     if not paths:  # the host, or a GPU, is shared by those who hold something of it
         paths = [path for path in sorted(place.glob("device-*.lock")) if is_held(path)]
     holders = dict.fromkeys(_words_on_holder(path) for path in paths)
-    named = ", ".join(list(holders)[:_MOST_NAMED]) or "nobody any more"
-    more = f" and {len(holders) - _MOST_NAMED} more" if len(holders) > _MOST_NAMED else ""
-    ahead = sum(_clash(_all_of(claims), theirs) for theirs in _earlier(place, number))
-    queue = f"; {ahead} wait{'s' * (ahead == 1)} before it" if ahead else ""
-    return f"held by {named}{more}{queue}."
+    ahead = [one.holder for one in _earlier(place, number) if _clash(_all_of(claims), one.claim)]
+    waiters = [str(one or "somebody unknown") for one in ahead]
+    queue = f"; {_listed(waiters)} wait{'s' * (len(waiters) == 1)} before it" if waiters else ""
+    return f"held by {_listed(list(holders)) or 'nobody any more'}{queue}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _words_on_holder(path: Path) -> str:

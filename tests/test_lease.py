@@ -239,16 +239,29 @@ def waiting(folder: Path, *devices: Device, number: int, stack: ExitStack) -> No
     """Put a live ticket into the queue, as a process that waits for these devices has."""
     path = folder / f"ticket-{number:012}"
     assert try_lock(path, stack) is not None
-    path.write_text(json.dumps(dict(claim_of(devices, "gpu"))))
+    holder = {"pid": 71, "user": "alice", "since": "now", "test": "test_a.py::test_eight"}
+    path.write_text(json.dumps({"claim": claim_of(devices, "gpu"), "holder": holder}))
 
 
 def test_a_device_that_somebody_waits_for_who_came_earlier_is_not_taken(tmp_path: Path) -> None:
     with ExitStack() as other:
         waiting(tmp_path, A, B, number=1, stack=other)
-        with pytest.raises(LeaseTimeout, match=r"held by nobody any more; 1 waits before it\."):
+        words = r"held by nobody any more; pid 71 \(test_a\.py::test_eight, alice, since now\) waits before it\."
+        with pytest.raises(LeaseTimeout, match=words):
             enter(ExitStack(), (A,), tmp_path, clock=(clock := Clock()).now, sleep=clock.sleep)
     with lease([(A,)], folder=tmp_path, timeout_s=0.1) as held:
         assert held.devices == (A,)
+
+
+def test_a_process_that_was_stopped_while_it_waits_is_named_to_those_behind_it(tmp_path: Path, start: Start) -> None:
+    with lease([(A,)], folder=tmp_path):
+        first = start("0", hold_s=0.0)
+        while not any(path.stat().st_size for path in tmp_path.glob("ticket-*")) or is_held(tmp_path / "queue.lock"):
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # Ctrl-Z
+    words = rf"held by nobody any more; pid {first.pid} \(.*\) waits before it\."
+    with pytest.raises(LeaseTimeout, match=words), lease([(A,)], folder=tmp_path, timeout_s=0.1):
+        pass
 
 
 def test_who_waits_for_other_devices_holds_nobody_up(tmp_path: Path) -> None:
@@ -273,7 +286,7 @@ def test_who_comes_later_does_not_get_ahead(tmp_path: Path) -> None:
 
 def test_a_ticket_of_the_dead_is_passed_over_and_removed(tmp_path: Path) -> None:
     dead = tmp_path / "ticket-000000000001"
-    dead.write_text(json.dumps(dict(claim_of((A,), "gpu"))))
+    dead.write_text(json.dumps({"claim": claim_of((A,), "gpu")}))
     with lease([(A,)], folder=tmp_path, timeout_s=0.1) as held:
         assert held.devices == (A,)
     assert list(tmp_path.glob("ticket-*")) == []
