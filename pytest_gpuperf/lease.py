@@ -92,10 +92,12 @@ def lock_folder() -> Path:
     Runs of different users exclude each other only in a folder that they share, which is one of the first two.
 
     Raises:
-        DeviceError: It is a link, no folder, somebody else's own, or cannot be written to.
+        DeviceError: It is a link, no folder, somebody else's own, not for reading and writing, or named from where this
+            process is.
     """
     if named := os.environ.get("GPUPERF_LOCK_DIR"):
-        return _checked(_made(Path(named)), f"GPUPERF_LOCK_DIR={named}", "Name another one.")
+        share = f"Name another one, or have its owner run `chmod 1777 {named}`."
+        return _checked(_made(Path(named)), f"GPUPERF_LOCK_DIR={named}", "Name another one.", no_right=share)
     if _is_of_administrator(_SYSTEM_FOLDER):
         mend = f"Ask for `sudo install -d -m 1777 {_SYSTEM_FOLDER}`, or set GPUPERF_LOCK_DIR."
         return _checked(_SYSTEM_FOLDER, f"The lock folder {_SYSTEM_FOLDER}", mend)
@@ -123,6 +125,11 @@ def _is_of_administrator(folder: Path) -> bool:
 
 
 def _made(folder: Path) -> Path:
+    if not folder.is_absolute():
+        raise DeviceError(
+            f"GPUPERF_LOCK_DIR={folder} begins at the working folder, and runs in another one would not lock there. "
+            "Name the whole path."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,13 +138,15 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _checked(folder: Path, what: str, mend: str) -> Path:
+def _checked(folder: Path, what: str, mend: str, *, no_right: str | None = None) -> Path:
     if folder.is_symlink():
         raise DeviceError(f"{what} is a link to {folder.resolve()}. {mend}")
     if not folder.is_dir():
         raise DeviceError(f"{what} is not a folder. {mend}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DeviceError(f"{what} is not writable for you. {mend}")
+    rights = {"writable": os.W_OK | os.X_OK, "readable": os.R_OK}  # who cannot list it sees nobody's ticket
+    for right, mode in rights.items():
+        if not os.access(folder, mode):
+            raise DeviceError(f"{what} is not {right} for you. {no_right or mend}")
     return folder
 
 

@@ -781,6 +781,32 @@ def test_a_named_folder_that_is_a_link_is_refused(base: Path, monkeypatch: pytes
     )
 
 
+@pytest.mark.parametrize("named", ["locks", "~/locks"])
+def test_a_folder_that_is_named_from_the_working_folder_is_refused(
+    base: Path, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base)
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", named)
+    with pytest.raises(DeviceError) as error:
+        lock_folder()
+    assert str(error.value) == (
+        f"GPUPERF_LOCK_DIR={named} begins at the working folder, and runs in another one would not lock there. "
+        "Name the whole path."
+    )
+    assert list(base.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", str(base / "named"))
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.R_OK)
+    with pytest.raises(DeviceError) as error:
+        lock_folder()
+    assert str(error.value) == (
+        f"GPUPERF_LOCK_DIR={base / 'named'} is not readable for you. "
+        f"Name another one, or have its owner run `chmod 1777 {base / 'named'}`."
+    )
+
+
 @pytest.mark.parametrize("which", ["named", "own", "administrator's"])
 def test_a_folder_that_is_not_writable_is_refused(base: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if which == "named":
