@@ -40,6 +40,8 @@ def try_lock(path: Path, stack: contextlib.ExitStack, *, is_shared: bool = False
         if not _flock(path, descriptor, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX):
             return None
         if _is_at(path, descriptor):  # else something that tidies up has removed it meanwhile
+            with contextlib.suppress(OSError):  # such goes by age, and shared locks are never written to
+                os.utime(descriptor)
             return descriptor
 
 

@@ -627,6 +627,17 @@ def test_a_lock_file_that_was_tidied_away_excludes_all_the_same(
         assert is_held(path)
 
 
+def test_files_of_locks_that_are_held_are_young_so_that_nothing_tidies_them_away(tmp_path: Path) -> None:
+    with lease([(PART,)], folder=tmp_path):
+        pass
+    names = claim_of((PART,), "gpu")
+    for name in names:
+        os.utime(tmp_path / name, (0, 0))
+    with lease([(PART,)], folder=tmp_path):
+        assert all(time.time() - (tmp_path / name).stat().st_mtime < 60 for name in names)
+        assert all(time.time() - (tmp_path / name).stat().st_atime < 60 for name in names)
+
+
 def test_a_device_file_is_never_removed(tmp_path: Path) -> None:
     with lease([(A,)], folder=tmp_path):
         first = lock_path(tmp_path, A.uuid).stat().st_ino
