@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from pytest_gpuperf.analysis.roofline import Ceilings
 from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import DeviceError, MeasurementError, NotSupported, UsageError
+from pytest_gpuperf.lease import Lease
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.nvml_meters import GpuActivity
 from pytest_gpuperf.processes import run_group
@@ -142,7 +143,7 @@ def bench(machine: Machine, model: Running | None = None, known: FakeCase | None
     """A bench whose product reaches 700 TFLOP/s and whose copy 3 TB/s."""
 
     @contextlib.contextmanager
-    def engine(wanted: Wanted, devices: Sequence[Device], machine: Machine) -> Iterator[Running]:
+    def engine(wanted: Wanted, lent: Lease, machine: Machine) -> Iterator[Running]:
         assert model is not None
         yield model
 
@@ -354,16 +355,19 @@ def test_waiting_for_a_core_is_work_that_could_not_be_done(tmp_path: Path) -> No
 
 def test_vllm_gets_room_for_the_load_and_for_sixteen_requests_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[EngineConfig] = []
+    inherited: list[Sequence[int]] = []
 
-    def engine(config: EngineConfig, **_: object) -> AbstractContextManager[Running]:
+    def engine(config: EngineConfig, *, descriptors: Sequence[int], **_: object) -> AbstractContextManager[Running]:
         configs.append(config)
+        inherited.append(descriptors)
         return contextlib.nullcontext(FakeModel())
 
     monkeypatch.setattr(diagnose, "Engine", engine)
     machine = machine_with()
     wanted = Wanted(model="llama-3-8b", engine="vllm", batch_size=8, prompt_tokens=100, output_tokens=20)
-    diagnose.start_engine(wanted, machine.devices, machine)
+    diagnose.start_engine(wanted, Lease(devices=machine.devices, descriptors=(7, 8)), machine)
     (config,) = configs
+    assert inherited == [(7, 8)]
     assert (config.model, config.dtype) == ("llama-3-8b", "bfloat16")
     assert (config.max_model_len, config.max_num_seqs, config.enforce_eager) == (120, 16, False)
 
