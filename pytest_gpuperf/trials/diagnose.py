@@ -21,6 +21,7 @@ from pytest_gpuperf.monitor import Monitor
 from pytest_gpuperf.nvml_meters import GpuActivity
 from pytest_gpuperf.profiling import Profiler, TorchProfiler
 from pytest_gpuperf.records import KernelSummary, Measurement, Mode, Record, Telemetry
+from pytest_gpuperf.requirement import GpuRequirement, groups
 from pytest_gpuperf.specs import spec_of
 from pytest_gpuperf.timing import Call, Plan, Stopwatch, measure
 from pytest_gpuperf.trials.diagnose_known import GPUS, KNOWN, Case, Make, copy, product
@@ -246,8 +247,12 @@ def run_diagnosis(wanted: Wanted, bench: Bench) -> Report:
     """
     machine = bench.machine
     check_wanted(wanted, machine.devices)
-    count = GPUS.get(wanted.workload or "", 1)
-    sets = [machine.devices[i : i + count] for i in range(len(machine.devices) - count + 1)]
+    requirement = GpuRequirement(count=GPUS.get(wanted.workload or "", 1))
+    sets = groups(requirement, machine.devices, machine.nvml)
+    if not sets:
+        raise DeviceError(
+            f"{wanted.workload} needs {requirement.count} GPUs, and CUDA shows a process one MIG instance."
+        )
     with lease(sets) as held, machine.current(held.devices[0]):
         if wanted.workload is not None:
             return _of_workload(wanted, bench, held.devices)

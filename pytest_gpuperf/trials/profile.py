@@ -17,6 +17,7 @@ from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.profiling import MOST_CALLS, NSYS_VARIABLE, TorchProfiler, is_under_nsys, profile_as_measured
 from pytest_gpuperf.records import KernelSummary, Record
+from pytest_gpuperf.requirement import GpuRequirement, groups
 from pytest_gpuperf.units import to_base
 from pytest_gpuperf.workloads import Workload
 from pytest_gpuperf.workloads.bandwidth import MemoryBandwidth
@@ -123,7 +124,7 @@ def profile(wanted: Wanted, machine: Machine) -> Result:
     if is_test(wanted.target):
         return profile_test(wanted)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its notes are not for the terminal
-    with lease([(device,) for device in machine.devices]) as lent:
+    with lease(groups(GpuRequirement(), machine.devices, machine.nvml)) as lent:
         device = lent.devices[0]
         if _is_kernel(wanted.target):
             return _profile_kernel(wanted, machine, device)
