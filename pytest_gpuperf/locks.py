@@ -45,6 +45,12 @@ def try_lock(path: Path, stack: contextlib.ExitStack, *, is_shared: bool = False
             return descriptor
 
 
+def adopt(descriptor: int) -> None:
+    """Treat a lock that this process inherited as its own: no command inherits it unasked, and a fork lets go of it."""
+    os.set_inheritable(descriptor, False)
+    _ours.add(descriptor)
+
+
 def is_held(path: Path) -> bool:
     """Whether somebody holds a lock alone, found out by sharing it for a moment.
 
