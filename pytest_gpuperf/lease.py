@@ -36,7 +36,7 @@ _SYSTEM_FOLDER = Path("/run/lock/gpuperf")
 _SHARED_FOLDER = Path("/tmp")  # noqa: S108 - the folder in it is checked to be the user's own
 _POLL_S = 0.05
 _QUEUE_POLL_S = 0.005
-_HOST, _QUEUE = "host.lock", "queue.lock"
+_HOST, _QUEUE, _TICKET = "host.lock", "queue.lock", "ticket-"
 _MOST_NAMED = 4
 
 #: Names of lock files -> whether to hold it alone, or shared.
@@ -296,7 +296,7 @@ def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
                 wait.pause(lambda: busy, _QUEUE_POLL_S)
             _remove_dead(place)
             number = max(_tickets(place), default=0) + 1
-            path = place / f"ticket-{number:012}"
+            path = _ticket_path(place, number)
             descriptor = try_lock(path, ours)
             assert descriptor is not None, "nobody else makes tickets while this process holds the queue"
             ours.callback(path.unlink, missing_ok=True)  # before it is closed: then its number may be drawn again
@@ -311,21 +311,32 @@ def _all_of(claims: Sequence[Claim]) -> dict[str, bool]:
     return {name: any(claim.get(name, False) for claim in claims) for name in sorted(names)}
 
 
-def _tickets(place: Path) -> dict[int, Path]:
-    return {int(path.name[7:]): path for path in sorted(place.glob("ticket-*")) if path.name[7:].isdecimal()}
+def _ticket_path(place: Path, number: int) -> Path:
+    return place / f"{_TICKET}{number:012}"
+
+
+def _tickets(place: Path) -> list[int]:
+    """Numbers of all tickets, the lowest first."""
+    try:
+        names = os.listdir(place)  # noqa: PTH208 - all that wait do so twenty times a second, and Paths are slow
+    except OSError as error:
+        raise DeviceError(f"The lock folder {place} cannot be listed: {error.strerror}. Start again.") from None
+    numbers = [name.removeprefix(_TICKET) for name in names if name.startswith(_TICKET)]
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def _remove_dead(place: Path) -> None:
     """Remove the tickets of processes that are gone. Only who holds the queue may: a new one is not locked at once."""
-    for path in _tickets(place).values():
+    for path in [_ticket_path(place, number) for number in _tickets(place)]:
         if not is_held(path):
             with contextlib.suppress(OSError):  # another user's, in a folder like /tmp: it does not count all the same
                 path.unlink()
 
 
-def _earlier(place: Path, number: int) -> list[Ticket]:
-    """The lower tickets of those who are alive."""
-    return [_read_ticket(path) for other, path in _tickets(place).items() if other < number and is_held(path)]
+def _earlier(place: Path, number: int) -> Iterator[Ticket]:
+    """The lower tickets of those who are alive, read one by one: whoever waits seldom needs more than the first."""
+    lower = (_ticket_path(place, other) for other in _tickets(place) if other < number)
+    return (_read_ticket(path) for path in lower if is_held(path))
 
 
 def _read_ticket(path: Path) -> Ticket:
@@ -340,12 +351,13 @@ def _clash(one: Claim, other: Claim) -> bool:
 
 
 def _take_any(
-    claims: Sequence[Claim], earlier: Sequence[Ticket], place: Path, held: contextlib.ExitStack
+    claims: Sequence[Claim], earlier: Iterator[Ticket], place: Path, held: contextlib.ExitStack
 ) -> tuple[int, tuple[int, ...]] | None:
     """Lock the first claim that is free as a whole, and that nobody waits for who came earlier."""
-    for index, claim in enumerate(claims):
-        if any(_clash(claim, other.claim) for other in earlier):
-            continue
+    left = dict(enumerate(claims))
+    while left and (other := next(earlier, None)):
+        left = {index: claim for index, claim in left.items() if not _clash(claim, other.claim)}
+    for index, claim in left.items():
         found = _take(claim, place, held)
         if found is not None:
             return index, found

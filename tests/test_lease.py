@@ -271,6 +271,37 @@ def test_who_waits_for_other_devices_holds_nobody_up(tmp_path: Path) -> None:
             assert held.devices == (C,)
 
 
+def test_who_waits_behind_many_looks_at_the_first_of_them_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def note(path: Path) -> bool:
+        looks.append(path.name)
+        return is_held(path)
+
+    with ExitStack() as others:
+        for number in range(1, 65):
+            waiting(tmp_path, A, number=number, stack=others)
+        clock = Clock((1.0, lambda: monkeypatch.setattr(lease_module, "is_held", note)))
+        wanted = lease([(A,)], folder=tmp_path, timeout_s=2, clock=clock.now, sleep=clock.sleep)
+        with pytest.raises(LeaseTimeout, match="and 60 more wait before it"), wanted:
+            pass
+    assert 15 < looks.count("ticket-000000000001") < 25
+    assert looks.count("ticket-000000000002") == 1  # for the message
+
+
+def test_a_lock_folder_that_is_removed_under_who_waits_is_an_error_that_names_it(tmp_path: Path) -> None:
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    with ExitStack() as other:
+        enter(other, (A,), folder)
+        clock = Clock((1.0, lambda: shutil.rmtree(folder)))
+        wanted = lease([(A,)], folder=folder, timeout_s=2, clock=clock.now, sleep=clock.sleep)
+        with pytest.raises(DeviceError, match=f"The lock folder {folder} cannot be listed: No such file"), wanted:
+            pass
+
+
 def test_who_comes_later_does_not_get_ahead(tmp_path: Path) -> None:
     with ExitStack() as first, ExitStack() as later:
         holder = first.enter_context(ExitStack())
