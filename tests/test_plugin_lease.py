@@ -121,3 +121,41 @@ def test_generate(engine_class, vllm_engine, request):
     assert len(engine.descriptors) == 2
 """
     Suite(files={"test_suite.py": source}).run(pytester).assert_outcomes(passed=1)
+
+
+#: Two GPUs that differ, which torch numbers in the other order, as CUDA does unless it is told not to.
+OTHER_ORDER = """
+import sys
+from types import SimpleNamespace
+from pytest_gpuperf.machine import Machine
+from pytest_gpuperf.plugin import machine_key
+from pytest_gpuperf.testing import FakeNvml, fake_gpu
+
+GPUS = fake_gpu(0, "NVIDIA T400"), fake_gpu(1)
+
+class Torch:
+    __version__ = "2.13.0"
+    OutOfMemoryError = MemoryError
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        synchronize=lambda _: None,
+        empty_cache=lambda: None,
+        get_device_properties=lambda index: SimpleNamespace(uuid=GPUS[1 - index].uuid.removeprefix("GPU-")),
+    )
+
+def pytest_configure(config):
+    config.stash[machine_key] = Machine("auto", nvml=FakeNvml(*GPUS))
+    sys.modules["torch"] = Torch
+"""
+
+
+def test_number_that_was_taken_on_another_gpu_than_the_leased_one_is_no_result(pytester: pytest.Pytester) -> None:
+    source = "def test_own_clock(perf):\n    perf.record('time', 1.0, unit='s')\n"
+    suite = Suite(files={"test_suite.py": source}, conftest=OTHER_ORDER).in_subprocess()
+    result = suite.run(pytester, "--gpuperf-anchors=off", "-p", "no:xdist")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*torch's cuda:0 is GPU-00000001-*, the driver's is GPU-00000000-*"])
+    result.stdout.fnmatch_lines(["*Set CUDA_DEVICE_ORDER=PCI_BUS_ID so that both count alike.*"])
+    assert_readable(result)
