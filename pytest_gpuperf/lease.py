@@ -13,6 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -126,10 +127,7 @@ def _is_of_administrator(folder: Path) -> bool:
 
 def _made(folder: Path) -> Path:
     if not folder.is_absolute():
-        raise DeviceError(
-            f"GPUPERF_LOCK_DIR={folder} begins at the working folder, and runs in another one would not lock there. "
-            "Name the whole path."
-        )
+        raise DeviceError(f"GPUPERF_LOCK_DIR={folder} is no whole path: others would not find it. Begin with /.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,10 +141,8 @@ def _checked(folder: Path, what: str, mend: str, *, no_right: str | None = None)
         raise DeviceError(f"{what} is a link to {folder.resolve()}. {mend}")
     if not folder.is_dir():
         raise DeviceError(f"{what} is not a folder. {mend}")
-    rights = {"writable": os.W_OK | os.X_OK, "readable": os.R_OK}  # who cannot list it sees nobody's ticket
-    for right, mode in rights.items():
-        if not os.access(folder, mode):
-            raise DeviceError(f"{what} is not {right} for you. {no_right or mend}")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):  # who cannot list it sees nobody's ticket
+        raise DeviceError(f"{what} is not readable and writable for you. {no_right or mend}")
     return folder
 
 
@@ -210,7 +206,7 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
     """
     place = folder or lock_folder()
     claims = [claim_of(devices, exclusive) for devices in sets]
-    wait = _Wait(timeout_s, on_wait or _tell, clock, sleep, waited_s)
+    wait = _Wait(timeout_s, on_wait or _tell, clock, sleep, begin_s=clock() - waited_s, next_word_s=FIRST_WORD_S)
     wanted = f"{_described(sets)}{' and the host to itself' if exclusive == 'host' else ''}"
     with contextlib.ExitStack() as held:
         with _ticket(place, claims, wait) as number:
@@ -243,12 +239,12 @@ def lease_patiently(
         DeviceError: See `lease`.
     """
     with contextlib.ExitStack() as held:
-        if not others:
-            yield held.enter_context(lease(preferred, exclusive=exclusive, on_wait=on_wait))
-            return
+        limit_s = patience_s if others else TIMEOUT_S
         try:
-            lent = held.enter_context(lease(preferred, exclusive=exclusive, timeout_s=patience_s, on_wait=on_wait))
+            lent = held.enter_context(lease(preferred, exclusive=exclusive, timeout_s=limit_s, on_wait=on_wait))
         except LeaseTimeout:
+            if not others:
+                raise
             any_set = [*preferred, *others]
             lent = held.enter_context(lease(any_set, exclusive=exclusive, on_wait=on_wait, waited_s=patience_s))
         yield lent
@@ -258,31 +254,26 @@ def _tell(words: str) -> None:
     print(f"gpuperf: {words}", file=sys.stderr, flush=True)  # noqa: T201 - seen while a command waits
 
 
+@dataclass(slots=True)
 class _Wait:
     """How long a lease has waited, what it says meanwhile, and when it gives up."""
 
-    def __init__(
-        self,
-        timeout_s: float,
-        tell: Callable[[str], None],
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-        waited_s: float,
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._tell, self._clock, self._sleep = tell, clock, sleep
-        self._begin_s = clock() - waited_s
-        self._next_word_s = FIRST_WORD_S
+    timeout_s: float
+    tell: Callable[[str], None]
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    begin_s: float
+    next_word_s: float
 
     def pause(self, explain: Callable[[], str], poll_s: float = _POLL_S) -> None:
-        waited_s = self._clock() - self._begin_s
-        if waited_s >= self._timeout_s:
+        waited_s = self.clock() - self.begin_s
+        if waited_s >= self.timeout_s:
             waited = f"{waited_s:.{0 if waited_s >= 10 else 2}f} s"
             raise LeaseTimeout(f"No device became free in {waited}. Wanted {explain()} Wait for it or end it.")
-        if waited_s >= self._next_word_s:
-            self._next_word_s = waited_s + NEXT_WORD_S
-            self._tell(f"has waited {waited_s:.0f} s for {explain()}")
-        self._sleep(poll_s)
+        if waited_s >= self.next_word_s:
+            self.next_word_s = waited_s + NEXT_WORD_S
+            self.tell(f"has waited {waited_s:.0f} s for {explain()}")
+        self.sleep(poll_s)
 
 
 @contextlib.contextmanager
@@ -307,8 +298,8 @@ def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
 
 def _all_of(claims: Sequence[Claim]) -> dict[str, bool]:
     """Every lock that one of the claims wants: alone, if one wants it so."""
-    names = {name for claim in claims for name in claim}
-    return {name: any(claim.get(name, False) for claim in claims) for name in sorted(names)}
+    names = dict.fromkeys(name for claim in claims for name in claim)
+    return {name: any(claim.get(name, False) for claim in claims) for name in names}
 
 
 def _ticket_path(place: Path, number: int) -> Path:
@@ -335,8 +326,8 @@ def _remove_dead(place: Path) -> None:
 
 def _earlier(place: Path, number: int) -> Iterator[Ticket]:
     """The lower tickets of those who are alive, read one by one: whoever waits seldom needs more than the first."""
-    lower = (_ticket_path(place, other) for other in _tickets(place) if other < number)
-    return (_read_ticket(path) for path in lower if is_held(path))
+    paths = (_ticket_path(place, other) for other in _tickets(place) if other < number)
+    return map(_read_ticket, filter(is_held, paths))
 
 
 def _read_ticket(path: Path) -> Ticket:
@@ -409,13 +400,13 @@ def holder_of(path: Path) -> Holder | None:
 
 def _reason(claims: Sequence[Claim], place: Path, number: int) -> str:
     """Why a lease waits: who holds what it wants, and who came earlier."""
-    names = dict.fromkeys(name for claim in claims for name in claim)
-    paths = [place / name for name in names if is_held(place / name)]
+    wanted = _all_of(claims)
+    paths = [place / name for name in wanted if is_held(place / name)]
     if not paths:  # the host, or a GPU, is shared by those who hold something of it
         paths = [path for path in sorted(place.glob("device-*.lock")) if is_held(path)]
     holders = dict.fromkeys(_words_on_holder(path) for path in paths)
-    ahead = [one.holder for one in _earlier(place, number) if _clash(_all_of(claims), one.claim)]
-    waiters = [str(one or "somebody unknown") for one in ahead]
+    ahead = [one for one in _earlier(place, number) if _clash(wanted, one.claim)]
+    waiters = [str(one.holder or "somebody unknown") for one in ahead]
     queue = f"; {_listed(waiters)} wait{'s' * (len(waiters) == 1)} before it" if waiters else ""
     return f"held by {_listed(list(holders)) or 'nobody any more'}{queue}."
 

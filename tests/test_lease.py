@@ -831,10 +831,7 @@ def test_a_folder_that_is_named_from_the_working_folder_is_refused(
     monkeypatch.setenv("GPUPERF_LOCK_DIR", named)
     with pytest.raises(DeviceError) as error:
         lock_folder()
-    assert str(error.value) == (
-        f"GPUPERF_LOCK_DIR={named} begins at the working folder, and runs in another one would not lock there. "
-        "Name the whole path."
-    )
+    assert str(error.value) == (f"GPUPERF_LOCK_DIR={named} is no whole path: others would not find it. Begin with /.")
     assert list(base.iterdir()) == []
 
 
@@ -844,7 +841,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(base: Path, monkeypatch: pyte
     with pytest.raises(DeviceError) as error:
         lock_folder()
     assert str(error.value) == (
-        f"GPUPERF_LOCK_DIR={base / 'named'} is not readable for you. "
+        f"GPUPERF_LOCK_DIR={base / 'named'} is not readable and writable for you. "
         f"Name another one, or have its owner run `chmod 1777 {base / 'named'}`."
     )
 
@@ -856,7 +853,9 @@ def test_a_folder_that_is_not_writable_is_refused(base: Path, which: str, monkey
     elif which == "administrator's":
         system(base)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(DeviceError, match=r"is not writable for you\. .*(Name another|chmod u\+rwx|sudo install)"):
+    with pytest.raises(
+        DeviceError, match=r"is not readable and writable for you\. .*(Name another|chmod u\+rwx|sudo install)"
+    ):
         lock_folder()
 
 
