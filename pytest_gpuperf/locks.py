@@ -71,8 +71,8 @@ def is_held(path: Path) -> bool:
 def _let_go() -> None:
     """Point a fork's copies elsewhere: their numbers stay taken, for whoever in the fork closes them yet."""
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for descriptor in _ours:
-        os.dup2(nothing, descriptor, inheritable=False)
+    while _ours:  # none is ours any more: whatever has such a number later is something else
+        os.dup2(nothing, _ours.pop(), inheritable=False)
     os.close(nothing)
 
 

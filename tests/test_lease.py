@@ -535,6 +535,20 @@ def test_a_fork_that_outlives_the_lease_holds_nothing(tmp_path: Path) -> None:
         assert child is None or os.waitpid(child, 0)[1] == 0
 
 
+def test_a_file_of_a_fork_that_has_the_number_of_a_lock_is_left_alone_by_its_own_forks(tmp_path: Path) -> None:
+    with lease([(A,)], folder=tmp_path) as lent:
+        child = os.fork()
+        if child == 0:  # becomes a daemon: closes everything, opens its log, and forks
+            for one in lent.descriptors:
+                os.close(one)
+            opened = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+            if os.fork() == 0:
+                os._exit(os.write(opened, b"alive") - 5)
+            os._exit(opened not in lent.descriptors or os.wait()[1] != 0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / "log").read_text() == "alive"
+
+
 def test_a_command_that_measures_inherits_what_the_lease_holds(tmp_path: Path) -> None:
     with lease([(A,)], folder=tmp_path) as lent:
         code = f"import os; [os.fstat(one) for one in {lent.descriptors}]"
