@@ -279,6 +279,8 @@ class _Wait:
 @contextlib.contextmanager
 def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
     """Draw the next number and keep it; a number is above those of all that wait."""
+    # Before the queue is held: a user's name may come from another host.
+    text = msgspec.json.encode(Ticket(claim=_all_of(claims), holder=_myself()))
     busy = f"a ticket: {place / _QUEUE} is held, which `fuser -v` explains."
     with contextlib.ExitStack() as ours:
         with contextlib.ExitStack() as queue:
@@ -292,7 +294,7 @@ def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
             assert descriptor is not None, "nobody else makes tickets while this process holds the queue"
             ours.callback(path.unlink, missing_ok=True)  # before it is closed: then its number may be drawn again
             with contextlib.suppress(OSError):  # a full disk: a ticket that says nothing wants everything
-                os.pwrite(descriptor, msgspec.json.encode(Ticket(claim=_all_of(claims), holder=_myself())), 0)
+                os.pwrite(descriptor, text, 0)
         yield number
 
 

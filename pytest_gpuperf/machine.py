@@ -201,9 +201,8 @@ class Machine:
         Raises:
             DeviceError: torch numbers the GPUs in another order.
         """
-        if self._has_used_cuda(devices):
-            for device in devices:
-                check_torch(device)
+        for device in devices if self._has_used_cuda(devices) else ():
+            check_torch(device)
 
     def _has_used_cuda(self, devices: tuple[Device, ...]) -> bool:
         torch = sys.modules.get("torch")

@@ -336,6 +336,19 @@ def test_a_ticket_that_nobody_can_read_wants_everything(tmp_path: Path) -> None:
             pass
 
 
+def test_the_queue_is_not_held_while_a_users_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def name() -> str:
+        held.append(is_held(tmp_path / "queue.lock"))
+        return "alice"
+
+    monkeypatch.setattr(lease_module, "_user", name)
+    with lease([(A,)], folder=tmp_path):
+        pass
+    assert held == [False, False]
+
+
 def test_a_ticket_that_cannot_be_written_still_holds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pwrite(descriptor: int, text: bytes, offset: int) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
