@@ -669,7 +669,7 @@ def _tune(wanted: "Wanted", folder: Path, machine: Machine, *, is_plotting: bool
         journal = Journal(folder, plan_on(held, wanted, load))
         _echo(plan_lines(journal.plan))
         with progress() as show:
-            bench = bench_on(held, machine.nvml, wanted, show)
+            bench = bench_on(lent, machine.nvml, wanted, show)
             tuning = run_tune(journal, bench, pairs=wanted.pairs, budget_s=wanted.budget_s)
     _echo(tuning_lines(tuning, width=_width()))
     _echo(write_results(tuning, folder, is_plotting=is_plotting))

@@ -23,6 +23,7 @@ from pytest_gpuperf.errors import DeviceError, GpuperfError
 from pytest_gpuperf.judge import is_settled
 from pytest_gpuperf.kernel_store import without_kernels
 from pytest_gpuperf.lease import lease
+from pytest_gpuperf.locks import adopt
 from pytest_gpuperf.machine import release_memory
 from pytest_gpuperf.monitor import cool_down
 from pytest_gpuperf.options import requirement_of
@@ -348,8 +349,8 @@ def confine(config: pytest.Config, order: confirm.Order) -> None:
         if hasattr(config.option, name):
             setattr(config.option, name, value)
     config.option.gpuperf_json = order.results
-    for descriptor in order.descriptors:  # of locks: only what works for this process inherits them
-        os.set_inheritable(descriptor, False)
+    for descriptor in order.descriptors:
+        adopt(descriptor)
     if order.is_of_worker and hasattr(config.option, "benchmark_disable"):
         config.option.benchmark_disable = True  # as pytest-benchmark is in every worker of pytest-xdist
     threading.Thread(target=_end_with, args=(order.parent_pid,), name="gpuperf-parent", daemon=True).start()

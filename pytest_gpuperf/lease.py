@@ -10,8 +10,10 @@ import contextlib
 import os
 import pwd
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,7 +37,7 @@ _SYSTEM_FOLDER = Path("/run/lock/gpuperf")
 _SHARED_FOLDER = Path("/tmp")  # noqa: S108 - the folder in it is checked to be the user's own
 _POLL_S = 0.05
 _QUEUE_POLL_S = 0.005
-_HOST, _QUEUE = "host.lock", "queue.lock"
+_HOST, _QUEUE, _TICKET = "host.lock", "queue.lock", "ticket-"
 _MOST_NAMED = 4
 
 #: Names of lock files -> whether to hold it alone, or shared.
@@ -56,7 +58,7 @@ class Lease(Record, frozen=True, kw_only=True):
 
 
 class Holder(Record, frozen=True, kw_only=True):
-    """Who holds a lock, as it wrote into the file.
+    """Who holds a lock, or waits, as it wrote into the file.
 
     Attributes:
         test: Node id, or `None` outside a test.
@@ -73,16 +75,30 @@ class Holder(Record, frozen=True, kw_only=True):
         return f"pid {self.pid} ({', '.join(filter(None, (self.test, self.user)))}, since {self.since})"
 
 
+class Ticket(Record, frozen=True, kw_only=True):
+    """What somebody waits for, as it wrote into the ticket's file.
+
+    Attributes:
+        claim: Every lock that one of the sets needs that would do.
+        holder: Of the ticket; `None`: it left no word.
+    """
+
+    claim: dict[str, bool]
+    holder: Holder | None = None
+
+
 def lock_folder() -> Path:
     """Folder of the lock files: `$GPUPERF_LOCK_DIR`; else /run/lock/gpuperf if root made it; else one's own in /tmp.
 
     Runs of different users exclude each other only in a folder that they share, which is one of the first two.
 
     Raises:
-        DeviceError: It is a link, no folder, somebody else's own, or cannot be written to.
+        DeviceError: It is a link, no folder, somebody else's own, not for reading and writing, or named from where this
+            process is.
     """
     if named := os.environ.get("GPUPERF_LOCK_DIR"):
-        return _checked(_made(Path(named)), f"GPUPERF_LOCK_DIR={named}", "Name another one.")
+        share = f"Name another one, or have its owner run `chmod 1777 {named}`."
+        return _checked(_made(Path(named)), f"GPUPERF_LOCK_DIR={named}", "Name another one.", no_right=share)
     if _is_of_administrator(_SYSTEM_FOLDER):
         mend = f"Ask for `sudo install -d -m 1777 {_SYSTEM_FOLDER}`, or set GPUPERF_LOCK_DIR."
         return _checked(_SYSTEM_FOLDER, f"The lock folder {_SYSTEM_FOLDER}", mend)
@@ -110,6 +126,8 @@ def _is_of_administrator(folder: Path) -> bool:
 
 
 def _made(folder: Path) -> Path:
+    if not folder.is_absolute():
+        raise DeviceError(f"GPUPERF_LOCK_DIR={folder} is no whole path: others would not find it. Begin with /.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,13 +136,13 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _checked(folder: Path, what: str, mend: str) -> Path:
+def _checked(folder: Path, what: str, mend: str, *, no_right: str | None = None) -> Path:
     if folder.is_symlink():
         raise DeviceError(f"{what} is a link to {folder.resolve()}. {mend}")
     if not folder.is_dir():
         raise DeviceError(f"{what} is not a folder. {mend}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DeviceError(f"{what} is not writable for you. {mend}")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):  # who cannot list it sees nobody's ticket
+        raise DeviceError(f"{what} is not readable and writable for you. {no_right or mend}")
     return folder
 
 
@@ -165,6 +183,7 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
     folder: Path | None = None,
     timeout_s: float = TIMEOUT_S,
     on_wait: Callable[[str], None] | None = None,
+    waited_s: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Lease]:
@@ -175,7 +194,9 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
         exclusive: `host`: nobody else may hold any device meanwhile.
         folder: Where the lock files are; `None`: `lock_folder()`.
         timeout_s: How long to wait for others.
-        on_wait: Is told after 30 s, and every 5 min from then on, what is waited for and who holds it.
+        on_wait: Is told after 30 s, and every 5 min from then on, what is waited for and who holds it; `None`: whoever
+            reads standard error is.
+        waited_s: How long the caller has waited already; it counts.
         clock: Seconds from any start.
         sleep: Waits for some seconds.
 
@@ -185,7 +206,7 @@ def lease(  # noqa: PLR0913 - what to hold; the rest has defaults
     """
     place = folder or lock_folder()
     claims = [claim_of(devices, exclusive) for devices in sets]
-    wait = _Wait(timeout_s, on_wait or (lambda _: None), clock, sleep)
+    wait = _Wait(timeout_s, on_wait or _tell, clock, sleep, begin_s=clock() - waited_s, next_word_s=FIRST_WORD_S)
     wanted = f"{_described(sets)}{' and the host to itself' if exclusive == 'host' else ''}"
     with contextlib.ExitStack() as held:
         with _ticket(place, claims, wait) as number:
@@ -218,45 +239,48 @@ def lease_patiently(
         DeviceError: See `lease`.
     """
     with contextlib.ExitStack() as held:
-        if not others:
-            yield held.enter_context(lease(preferred, exclusive=exclusive, on_wait=on_wait))
-            return
+        limit_s = patience_s if others else TIMEOUT_S
         try:
-            lent = held.enter_context(lease(preferred, exclusive=exclusive, timeout_s=patience_s, on_wait=on_wait))
+            lent = held.enter_context(lease(preferred, exclusive=exclusive, timeout_s=limit_s, on_wait=on_wait))
         except LeaseTimeout:
-            lent = held.enter_context(lease([*preferred, *others], exclusive=exclusive, on_wait=on_wait))
+            if not others:
+                raise
+            any_set = [*preferred, *others]
+            lent = held.enter_context(lease(any_set, exclusive=exclusive, on_wait=on_wait, waited_s=patience_s))
         yield lent
 
 
+def _tell(words: str) -> None:
+    print(f"gpuperf: {words}", file=sys.stderr, flush=True)  # noqa: T201 - seen while a command waits
+
+
+@dataclass(slots=True)
 class _Wait:
     """How long a lease has waited, what it says meanwhile, and when it gives up."""
 
-    def __init__(
-        self,
-        timeout_s: float,
-        tell: Callable[[str], None],
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._tell, self._clock, self._sleep = tell, clock, sleep
-        self._begin_s = clock()
-        self._next_word_s = FIRST_WORD_S
+    timeout_s: float
+    tell: Callable[[str], None]
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    begin_s: float
+    next_word_s: float
 
     def pause(self, explain: Callable[[], str], poll_s: float = _POLL_S) -> None:
-        waited_s = self._clock() - self._begin_s
-        if waited_s >= self._timeout_s:
+        waited_s = self.clock() - self.begin_s
+        if waited_s >= self.timeout_s:
             waited = f"{waited_s:.{0 if waited_s >= 10 else 2}f} s"
             raise LeaseTimeout(f"No device became free in {waited}. Wanted {explain()} Wait for it or end it.")
-        if waited_s >= self._next_word_s:
-            self._next_word_s = waited_s + NEXT_WORD_S
-            self._tell(f"has waited {waited_s:.0f} s for {explain()}")
-        self._sleep(poll_s)
+        if waited_s >= self.next_word_s:
+            self.next_word_s = waited_s + NEXT_WORD_S
+            self.tell(f"has waited {waited_s:.0f} s for {explain()}")
+        self.sleep(poll_s)
 
 
 @contextlib.contextmanager
 def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
     """Draw the next number and keep it; a number is above those of all that wait."""
+    # Before the queue is held: a user's name may come from another host.
+    text = msgspec.json.encode(Ticket(claim=_all_of(claims), holder=_myself()))
     busy = f"a ticket: {place / _QUEUE} is held, which `fuser -v` explains."
     with contextlib.ExitStack() as ours:
         with contextlib.ExitStack() as queue:
@@ -265,43 +289,54 @@ def _ticket(place: Path, claims: Sequence[Claim], wait: _Wait) -> Iterator[int]:
                 wait.pause(lambda: busy, _QUEUE_POLL_S)
             _remove_dead(place)
             number = max(_tickets(place), default=0) + 1
-            path = place / f"ticket-{number:012}"
+            path = _ticket_path(place, number)
             descriptor = try_lock(path, ours)
             assert descriptor is not None, "nobody else makes tickets while this process holds the queue"
             ours.callback(path.unlink, missing_ok=True)  # before it is closed: then its number may be drawn again
             with contextlib.suppress(OSError):  # a full disk: a ticket that says nothing wants everything
-                os.pwrite(descriptor, msgspec.json.encode(_all_of(claims)), 0)
+                os.pwrite(descriptor, text, 0)
         yield number
 
 
-def _all_of(claims: Sequence[Claim]) -> Claim:
+def _all_of(claims: Sequence[Claim]) -> dict[str, bool]:
     """Every lock that one of the claims wants: alone, if one wants it so."""
-    names = {name for claim in claims for name in claim}
-    return {name: any(claim.get(name, False) for claim in claims) for name in sorted(names)}
+    names = dict.fromkeys(name for claim in claims for name in claim)
+    return {name: any(claim.get(name, False) for claim in claims) for name in names}
 
 
-def _tickets(place: Path) -> dict[int, Path]:
-    return {int(path.name[7:]): path for path in sorted(place.glob("ticket-*")) if path.name[7:].isdecimal()}
+def _ticket_path(place: Path, number: int) -> Path:
+    return place / f"{_TICKET}{number:012}"
+
+
+def _tickets(place: Path) -> list[int]:
+    """Numbers of all tickets, the lowest first."""
+    try:
+        names = os.listdir(place)  # noqa: PTH208 - all that wait do so twenty times a second, and Paths are slow
+    except OSError as error:
+        raise DeviceError(f"The lock folder {place} cannot be listed: {error.strerror}. Start again.") from None
+    numbers = [name.removeprefix(_TICKET) for name in names if name.startswith(_TICKET)]
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def _remove_dead(place: Path) -> None:
     """Remove the tickets of processes that are gone. Only who holds the queue may: a new one is not locked at once."""
-    for path in _tickets(place).values():
+    for path in [_ticket_path(place, number) for number in _tickets(place)]:
         if not is_held(path):
             with contextlib.suppress(OSError):  # another user's, in a folder like /tmp: it does not count all the same
                 path.unlink()
 
 
-def _earlier(place: Path, number: int) -> list[Claim]:
-    """What those want who drew a lower ticket and are alive."""
-    return [_wanted_by(path) for other, path in _tickets(place).items() if other < number and is_held(path)]
+def _earlier(place: Path, number: int) -> Iterator[Ticket]:
+    """The lower tickets of those who are alive, read one by one: whoever waits seldom needs more than the first."""
+    paths = (_ticket_path(place, other) for other in _tickets(place) if other < number)
+    return map(_read_ticket, filter(is_held, paths))
 
 
-def _wanted_by(ticket: Path) -> Claim:
+def _read_ticket(path: Path) -> Ticket:
     try:
-        return msgspec.json.decode(ticket.read_bytes(), type=dict[str, bool])
+        return msgspec.json.decode(path.read_bytes(), type=Ticket)
     except (OSError, msgspec.MsgspecError):  # it has just gone, and the next look will find so
-        return {_HOST: True}
+        return Ticket(claim={_HOST: True})
 
 
 def _clash(one: Claim, other: Claim) -> bool:
@@ -309,12 +344,13 @@ def _clash(one: Claim, other: Claim) -> bool:
 
 
 def _take_any(
-    claims: Sequence[Claim], earlier: Sequence[Claim], place: Path, held: contextlib.ExitStack
+    claims: Sequence[Claim], earlier: Iterator[Ticket], place: Path, held: contextlib.ExitStack
 ) -> tuple[int, tuple[int, ...]] | None:
     """Lock the first claim that is free as a whole, and that nobody waits for who came earlier."""
-    for index, claim in enumerate(claims):
-        if any(_clash(claim, other) for other in earlier):
-            continue
+    left = dict(enumerate(claims))
+    while left and (other := next(earlier, None)):
+        left = {index: claim for index, claim in left.items() if not _clash(claim, other.claim)}
+    for index, claim in left.items():
         found = _take(claim, place, held)
         if found is not None:
             return index, found
@@ -337,12 +373,15 @@ def _take(claim: Claim, place: Path, held: contextlib.ExitStack) -> tuple[int, .
 
 def _sign(descriptor: int) -> None:
     """Write down who holds a lock, for whoever waits for it."""
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] or None
-    since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    text = msgspec.json.encode(Holder(pid=os.getpid(), user=_user(), since=since, test=test))
+    text = msgspec.json.encode(_myself())
     with contextlib.suppress(OSError):  # a full disk is no reason not to measure
         os.pwrite(descriptor, text, 0)
         os.ftruncate(descriptor, len(text))
+
+
+def _myself() -> Holder:
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0] or None
+    return Holder(pid=os.getpid(), user=_user(), since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", test=test)
 
 
 def _user() -> str:
@@ -362,17 +401,21 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def _reason(claims: Sequence[Claim], place: Path, number: int) -> str:
-    """Why a lease waits: who holds what it wants, and how many came earlier."""
-    names = dict.fromkeys(name for claim in claims for name in claim)
-    paths = [place / name for name in names if is_held(place / name)]
+    """Why a lease waits: who holds what it wants, and who came earlier."""
+    wanted = _all_of(claims)
+    paths = [place / name for name in wanted if is_held(place / name)]
     if not paths:  # the host, or a GPU, is shared by those who hold something of it
         paths = [path for path in sorted(place.glob("device-*.lock")) if is_held(path)]
     holders = dict.fromkeys(_words_on_holder(path) for path in paths)
-    named = ", ".join(list(holders)[:_MOST_NAMED]) or "nobody any more"
-    more = f" and {len(holders) - _MOST_NAMED} more" if len(holders) > _MOST_NAMED else ""
-    ahead = sum(_clash(_all_of(claims), theirs) for theirs in _earlier(place, number))
-    queue = f"; {ahead} wait{'s' * (ahead == 1)} before it" if ahead else ""
-    return f"held by {named}{more}{queue}."
+    ahead = [one for one in _earlier(place, number) if _clash(wanted, one.claim)]
+    waiters = [str(one.holder or "somebody unknown") for one in ahead]
+    queue = f"; {_listed(waiters)} wait{'s' * (len(waiters) == 1)} before it" if waiters else ""
+    return f"held by {_listed(list(holders)) or 'nobody any more'}{queue}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _words_on_holder(path: Path) -> str:

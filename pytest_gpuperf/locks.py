@@ -40,7 +40,15 @@ def try_lock(path: Path, stack: contextlib.ExitStack, *, is_shared: bool = False
         if not _flock(path, descriptor, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX):
             return None
         if _is_at(path, descriptor):  # else something that tidies up has removed it meanwhile
+            with contextlib.suppress(OSError):  # such goes by age, and shared locks are never written to
+                os.utime(descriptor)
             return descriptor
+
+
+def adopt(descriptor: int) -> None:
+    """Treat a lock that this process inherited as its own: no command inherits it unasked, and a fork lets go of it."""
+    os.set_inheritable(descriptor, False)
+    _ours.add(descriptor)
 
 
 def is_held(path: Path) -> bool:
@@ -63,8 +71,8 @@ def is_held(path: Path) -> bool:
 def _let_go() -> None:
     """Point a fork's copies elsewhere: their numbers stay taken, for whoever in the fork closes them yet."""
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for descriptor in _ours:
-        os.dup2(nothing, descriptor, inheritable=False)
+    while _ours:  # none is ours any more: whatever has such a number later is something else
+        os.dup2(nothing, _ours.pop(), inheritable=False)
     os.close(nothing)
 
 

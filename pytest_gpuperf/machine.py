@@ -190,12 +190,24 @@ class Machine:
 
         A process that has not used CUDA gave them nothing, and shall not take memory for a context by asking.
         """
+        if self._has_used_cuda(devices):
+            torch = sys.modules["torch"]
+            for device in devices:
+                torch.cuda.synchronize(device.index)
+
+    def check_used(self, devices: tuple[Device, ...]) -> None:
+        """Make sure that what this process did with torch it did on these devices, if it did anything.
+
+        Raises:
+            DeviceError: torch numbers the GPUs in another order.
+        """
+        for device in devices if self._has_used_cuda(devices) else ():
+            check_torch(device)
+
+    def _has_used_cuda(self, devices: tuple[Device, ...]) -> bool:
         torch = sys.modules.get("torch")
         is_fake = self._make_stopwatch is not None or all(device.kind == "cpu" for device in devices)
-        if is_fake or torch is None or not torch.cuda.is_initialized():
-            return
-        for device in devices:
-            torch.cuda.synchronize(device.index)
+        return not is_fake and torch is not None and torch.cuda.is_initialized()
 
 
 def release_memory() -> None:

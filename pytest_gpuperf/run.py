@@ -245,8 +245,14 @@ class Run:
     def conclude(
         self, key: TestKey, recorder: Recorder, *, duration_s: float, passed: bool, can_confirm: bool = False
     ) -> TestRecord:
-        """Judge what a test measured, for good or until it is confirmed."""
+        """Judge what a test measured, for good or until it is confirmed.
+
+        Raises:
+            DeviceError: The test has passed on other devices than those that were leased.
+        """
         devices = recorder.devices
+        if passed:
+            self.machine.check_used(devices)
         record = TestRecord(
             key=key,
             slug=slug(devices, self.settings.key),

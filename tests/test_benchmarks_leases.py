@@ -1,12 +1,28 @@
 """The benchmark of leases on GPUs: what it takes for a shared GPU, and that it ends."""
 
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from benchmarks.leases import eight_gpus
-from benchmarks.leases.eight_gpus import Bench, Phase, Sample, crowded, holds_in, is_good, overlaps_of, span_s_in
+from benchmarks.leases.eight_gpus import (
+    Bench,
+    Phase,
+    Sample,
+    crowded,
+    holds_in,
+    is_good,
+    overlaps_of,
+    span_s_in,
+    waits_by_size,
+    waits_in,
+)
+from pytest_gpuperf.processes import is_running
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
 
 TEST = eight_gpus.Test(name="test_one[0]", device=("a",), worker="gw0", time_s=0.1, duration_s=1.0)
@@ -47,6 +63,29 @@ def test_a_hold_that_never_ended_overlaps_all_that_come_after(tmp_path: Path) ->
     write(tmp_path, "1", "begin 1 a one\n")
     write(tmp_path, "2", "begin 9 a two\nready 9\nend 10 a two\n")
     assert overlaps_of(holds_in(tmp_path)) == 1
+
+
+def test_waits_are_told_by_the_number_of_gpus(tmp_path: Path) -> None:
+    write(tmp_path, "1", "begin 1 a one 0.5\nready 2\nend 5 a one\nbegin 6 b two 1.5\n")
+    write(tmp_path, "2", "begin 5 a,b three 7.5\nready 6\nend 7 a,b three\nbegin 9 a fo")
+    assert waits_by_size(waits_in(tmp_path)) == {1: [0.5, 1.5], 2: [7.5]}
+
+
+def test_a_benchmark_that_is_ended_from_outside_ends_its_tests_and_leaves_what_it_saw(tmp_path: Path) -> None:
+    output = tmp_path / "seen.json"
+    arguments = ("--dry", "--tests=4", "--alone=1", "--seconds=1", f"--output={output}")
+    bench = subprocess.Popen([sys.executable, eight_gpus.__file__, *arguments], stdout=subprocess.DEVNULL)
+    while not output.exists():
+        assert bench.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children")
+    while not children.read_text():
+        time.sleep(0.01)
+    child = int(children.read_text().split()[0])
+    bench.terminate()
+    bench.wait(timeout=30)
+    assert not is_running(child)
+    assert [phase["name"] for phase in json.loads(output.read_text())["phases"]] == ["alone on GPU 0"]
 
 
 def test_a_second_process_is_seen_by_its_memory() -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,9 +28,11 @@ class Machine:
     def __init__(self) -> None:
         self.vllm = FakeVllm(speed=speed)
         self.configs: list[EngineConfig] = []
+        self.inherited: set[str] = set()
 
-    def engine(self, config: EngineConfig, **_: object) -> FakeEngine:
+    def engine(self, config: EngineConfig, *, descriptors: Sequence[int], **_: object) -> FakeEngine:
         self.configs.append(config)
+        self.inherited |= {Path(f"/proc/self/fd/{one}").readlink().name.partition("-")[0] for one in descriptors}
         fields = ("dtype", "quantization", "max_num_seqs", "max_num_batched_tokens")
         settings = {name: getattr(config, name) for name in fields if getattr(config, name) not in (None, "auto")}
         return self.vllm.start(settings)  # type: ignore[return-value]
@@ -166,6 +168,11 @@ def test_a_mistake_is_said_before_an_engine_is_started(
     assert words in refused(gpuperf(*arguments))
     assert machine.configs == []
     assert not Path(".gpuperf").exists()
+
+
+def test_engines_hold_the_device_as_long_as_they_live(machine: Machine) -> None:
+    assert gpuperf(*TUNED).code == 0
+    assert machine.inherited == {"device", "host.lock"}
 
 
 def test_without_vllm_it_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

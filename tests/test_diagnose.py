@@ -14,6 +14,8 @@ from msgspec.structs import replace
 from pytest_gpuperf.analysis.roofline import Ceilings
 from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import DeviceError, MeasurementError, NotSupported, UsageError
+from pytest_gpuperf.lease import Lease, lock_folder, lock_path
+from pytest_gpuperf.locks import is_held
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.nvml_meters import GpuActivity
 from pytest_gpuperf.processes import run_group
@@ -142,7 +144,7 @@ def bench(machine: Machine, model: Running | None = None, known: FakeCase | None
     """A bench whose product reaches 700 TFLOP/s and whose copy 3 TB/s."""
 
     @contextlib.contextmanager
-    def engine(wanted: Wanted, devices: Sequence[Device], machine: Machine) -> Iterator[Running]:
+    def engine(wanted: Wanted, lent: Lease, machine: Machine) -> Iterator[Running]:
         assert model is not None
         yield model
 
@@ -201,6 +203,45 @@ def test_all_reduce_is_communication_bound_and_holds_two_gpus() -> None:
     assert report.parts[0].diagnosis.limit == "communication-bound"
     assert report.title == "all-reduce on 2 GPUs"
     assert seen == [2]
+
+
+def test_two_gpus_are_those_that_are_connected_best() -> None:
+    seen: list[list[int]] = []
+    a, _, c = gpus = [fake_gpu(index) for index in range(3)]
+    machine = Machine(
+        "auto", nvml=FakeNvml(*gpus, nvlinks=[(a.uuid, c.uuid)]), make_stopwatch=lambda _: FakeStopwatch()
+    )
+
+    def make(devices: Sequence[Device]) -> FakeCase:
+        seen.append([device.index for device in devices])
+        return FakeCase(1e-3)
+
+    run_diagnosis(Wanted(workload="all-reduce", iterations=5), replaced(bench(machine), {"all-reduce": make}))
+    assert seen == [[0, 2]]
+
+
+@pytest.fixture
+def two_instances(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Two MIG instances, of which CUDA shows a process the first."""
+    whole = fake_gpu(0, mig_enabled=True)
+    parts = [fake_gpu(i, "NVIDIA H100 80GB HBM3 MIG 1g.10gb", uuid=f"MIG-{i}") for i in range(2)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-0,MIG-1")
+    nvml = FakeNvml(whole, instances={whole.uuid: parts})
+    return Machine("auto", nvml=nvml, make_stopwatch=lambda _: FakeStopwatch())
+
+
+def test_of_several_mig_instances_the_one_is_held_that_cuda_shows(two_instances: Machine) -> None:
+    first, second = two_instances.devices
+    held: list[bool] = []
+
+    def make(_: Sequence[Device]) -> FakeCase:
+        held.extend(is_held(lock_path(lock_folder(), one.uuid)) for one in (first, second))
+        return FakeCase(1e-3)
+
+    run_diagnosis(Wanted(workload="matmul", iterations=5), replaced(bench(two_instances), {"matmul": make}))
+    assert held[:2] == [True, False]
+    with pytest.raises(DeviceError, match=r"all-reduce needs 2 GPUs, and CUDA shows a process one MIG instance\."):
+        run_diagnosis(Wanted(workload="all-reduce"), bench(two_instances))
 
 
 def replaced(whole: Bench, known: dict[str, Callable[[Sequence[Device]], FakeCase]]) -> Bench:
@@ -354,16 +395,19 @@ def test_waiting_for_a_core_is_work_that_could_not_be_done(tmp_path: Path) -> No
 
 def test_vllm_gets_room_for_the_load_and_for_sixteen_requests_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[EngineConfig] = []
+    inherited: list[Sequence[int]] = []
 
-    def engine(config: EngineConfig, **_: object) -> AbstractContextManager[Running]:
+    def engine(config: EngineConfig, *, descriptors: Sequence[int], **_: object) -> AbstractContextManager[Running]:
         configs.append(config)
+        inherited.append(descriptors)
         return contextlib.nullcontext(FakeModel())
 
     monkeypatch.setattr(diagnose, "Engine", engine)
     machine = machine_with()
     wanted = Wanted(model="llama-3-8b", engine="vllm", batch_size=8, prompt_tokens=100, output_tokens=20)
-    diagnose.start_engine(wanted, machine.devices, machine)
+    diagnose.start_engine(wanted, Lease(devices=machine.devices, descriptors=(7, 8)), machine)
     (config,) = configs
+    assert inherited == [(7, 8)]
     assert (config.model, config.dtype) == ("llama-3-8b", "bfloat16")
     assert (config.max_model_len, config.max_num_seqs, config.enforce_eager) == (120, 16, False)
 

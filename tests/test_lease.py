@@ -239,16 +239,29 @@ def waiting(folder: Path, *devices: Device, number: int, stack: ExitStack) -> No
     """Put a live ticket into the queue, as a process that waits for these devices has."""
     path = folder / f"ticket-{number:012}"
     assert try_lock(path, stack) is not None
-    path.write_text(json.dumps(dict(claim_of(devices, "gpu"))))
+    holder = {"pid": 71, "user": "alice", "since": "now", "test": "test_a.py::test_eight"}
+    path.write_text(json.dumps({"claim": claim_of(devices, "gpu"), "holder": holder}))
 
 
 def test_a_device_that_somebody_waits_for_who_came_earlier_is_not_taken(tmp_path: Path) -> None:
     with ExitStack() as other:
         waiting(tmp_path, A, B, number=1, stack=other)
-        with pytest.raises(LeaseTimeout, match=r"held by nobody any more; 1 waits before it\."):
+        words = r"held by nobody any more; pid 71 \(test_a\.py::test_eight, alice, since now\) waits before it\."
+        with pytest.raises(LeaseTimeout, match=words):
             enter(ExitStack(), (A,), tmp_path, clock=(clock := Clock()).now, sleep=clock.sleep)
     with lease([(A,)], folder=tmp_path, timeout_s=0.1) as held:
         assert held.devices == (A,)
+
+
+def test_a_process_that_was_stopped_while_it_waits_is_named_to_those_behind_it(tmp_path: Path, start: Start) -> None:
+    with lease([(A,)], folder=tmp_path):
+        first = start("0", hold_s=0.0)
+        while not any(path.stat().st_size for path in tmp_path.glob("ticket-*")) or is_held(tmp_path / "queue.lock"):
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # Ctrl-Z
+    words = rf"held by nobody any more; pid {first.pid} \(.*\) waits before it\."
+    with pytest.raises(LeaseTimeout, match=words), lease([(A,)], folder=tmp_path, timeout_s=0.1):
+        pass
 
 
 def test_who_waits_for_other_devices_holds_nobody_up(tmp_path: Path) -> None:
@@ -256,6 +269,37 @@ def test_who_waits_for_other_devices_holds_nobody_up(tmp_path: Path) -> None:
         waiting(tmp_path, A, B, number=1, stack=other)
         with lease([(A,), (C,)], folder=tmp_path, timeout_s=0.1) as held:
             assert held.devices == (C,)
+
+
+def test_who_waits_behind_many_looks_at_the_first_of_them_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def note(path: Path) -> bool:
+        looks.append(path.name)
+        return is_held(path)
+
+    with ExitStack() as others:
+        for number in range(1, 65):
+            waiting(tmp_path, A, number=number, stack=others)
+        clock = Clock((1.0, lambda: monkeypatch.setattr(lease_module, "is_held", note)))
+        wanted = lease([(A,)], folder=tmp_path, timeout_s=2, clock=clock.now, sleep=clock.sleep)
+        with pytest.raises(LeaseTimeout, match="and 60 more wait before it"), wanted:
+            pass
+    assert 15 < looks.count("ticket-000000000001") < 25
+    assert looks.count("ticket-000000000002") == 1  # for the message
+
+
+def test_a_lock_folder_that_is_removed_under_who_waits_is_an_error_that_names_it(tmp_path: Path) -> None:
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    with ExitStack() as other:
+        enter(other, (A,), folder)
+        clock = Clock((1.0, lambda: shutil.rmtree(folder)))
+        wanted = lease([(A,)], folder=folder, timeout_s=2, clock=clock.now, sleep=clock.sleep)
+        with pytest.raises(DeviceError, match=f"The lock folder {folder} cannot be listed: No such file"), wanted:
+            pass
 
 
 def test_who_comes_later_does_not_get_ahead(tmp_path: Path) -> None:
@@ -273,7 +317,7 @@ def test_who_comes_later_does_not_get_ahead(tmp_path: Path) -> None:
 
 def test_a_ticket_of_the_dead_is_passed_over_and_removed(tmp_path: Path) -> None:
     dead = tmp_path / "ticket-000000000001"
-    dead.write_text(json.dumps(dict(claim_of((A,), "gpu"))))
+    dead.write_text(json.dumps({"claim": claim_of((A,), "gpu")}))
     with lease([(A,)], folder=tmp_path, timeout_s=0.1) as held:
         assert held.devices == (A,)
     assert list(tmp_path.glob("ticket-*")) == []
@@ -290,6 +334,19 @@ def test_a_ticket_that_nobody_can_read_wants_everything(tmp_path: Path) -> None:
         assert try_lock(tmp_path / "ticket-000000000001", other) is not None
         with pytest.raises(LeaseTimeout), lease([(A,)], folder=tmp_path, timeout_s=0.1):
             pass
+
+
+def test_the_queue_is_not_held_while_a_users_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def name() -> str:
+        held.append(is_held(tmp_path / "queue.lock"))
+        return "alice"
+
+    monkeypatch.setattr(lease_module, "_user", name)
+    with lease([(A,)], folder=tmp_path):
+        pass
+    assert held == [False, False]
 
 
 def test_a_ticket_that_cannot_be_written_still_holds_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +425,18 @@ def test_a_long_wait_is_told_after_half_a_minute_and_then_every_five(tmp_path: P
     assert [time_s for time_s, _ in told] == pytest.approx([30, 330, 630], abs=0.2)
     assert told[0][1].startswith(f"has waited 30 s for 2 x NVIDIA H100 80GB HBM3: held by pid {os.getpid()} (")
     assert str(error.value).startswith("No device became free in 700 s. Wanted 2 x NVIDIA H100 80GB HBM3: held by pid ")
+
+
+def test_a_command_that_waits_long_names_the_holder_on_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    wanted = lease([(A,)], folder=tmp_path, timeout_s=100, clock=clock.now, sleep=clock.sleep)
+    with lease([(A,)], folder=tmp_path), pytest.raises(LeaseTimeout), wanted:
+        pass
+    said = capsys.readouterr().err
+    assert said.startswith(f"gpuperf: has waited 30 s for NVIDIA H100 80GB HBM3: held by pid {os.getpid()} (")
+    assert said.count("\n") == 1
 
 
 def test_an_hour_is_told_in_plain_digits(tmp_path: Path) -> None:
@@ -477,6 +546,20 @@ def test_a_fork_that_outlives_the_lease_holds_nothing(tmp_path: Path) -> None:
         for one in release:
             os.close(one)
         assert child is None or os.waitpid(child, 0)[1] == 0
+
+
+def test_a_file_of_a_fork_that_has_the_number_of_a_lock_is_left_alone_by_its_own_forks(tmp_path: Path) -> None:
+    with lease([(A,)], folder=tmp_path) as lent:
+        child = os.fork()
+        if child == 0:  # becomes a daemon: closes everything, opens its log, and forks
+            for one in lent.descriptors:
+                os.close(one)
+            opened = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+            if os.fork() == 0:
+                os._exit(os.write(opened, b"alive") - 5)
+            os._exit(opened not in lent.descriptors or os.wait()[1] != 0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / "log").read_text() == "alive"
 
 
 def test_a_command_that_measures_inherits_what_the_lease_holds(tmp_path: Path) -> None:
@@ -600,6 +683,17 @@ def test_a_lock_file_that_was_tidied_away_excludes_all_the_same(
     with ExitStack() as stack:
         assert try_lock(path, stack) is not None
         assert is_held(path)
+
+
+def test_files_of_locks_that_are_held_are_young_so_that_nothing_tidies_them_away(tmp_path: Path) -> None:
+    with lease([(PART,)], folder=tmp_path):
+        pass
+    names = claim_of((PART,), "gpu")
+    for name in names:
+        os.utime(tmp_path / name, (0, 0))
+    with lease([(PART,)], folder=tmp_path):
+        assert all(time.time() - (tmp_path / name).stat().st_mtime < 60 for name in names)
+        assert all(time.time() - (tmp_path / name).stat().st_atime < 60 for name in names)
 
 
 def test_a_device_file_is_never_removed(tmp_path: Path) -> None:
@@ -756,6 +850,29 @@ def test_a_named_folder_that_is_a_link_is_refused(base: Path, monkeypatch: pytes
     )
 
 
+@pytest.mark.parametrize("named", ["locks", "~/locks"])
+def test_a_folder_that_is_named_from_the_working_folder_is_refused(
+    base: Path, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base)
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", named)
+    with pytest.raises(DeviceError) as error:
+        lock_folder()
+    assert str(error.value) == (f"GPUPERF_LOCK_DIR={named} is no whole path: others would not find it. Begin with /.")
+    assert list(base.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", str(base / "named"))
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.R_OK)
+    with pytest.raises(DeviceError) as error:
+        lock_folder()
+    assert str(error.value) == (
+        f"GPUPERF_LOCK_DIR={base / 'named'} is not readable and writable for you. "
+        f"Name another one, or have its owner run `chmod 1777 {base / 'named'}`."
+    )
+
+
 @pytest.mark.parametrize("which", ["named", "own", "administrator's"])
 def test_a_folder_that_is_not_writable_is_refused(base: Path, which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if which == "named":
@@ -763,7 +880,9 @@ def test_a_folder_that_is_not_writable_is_refused(base: Path, which: str, monkey
     elif which == "administrator's":
         system(base)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(DeviceError, match=r"is not writable for you\. .*(Name another|chmod u\+rwx|sudo install)"):
+    with pytest.raises(
+        DeviceError, match=r"is not readable and writable for you\. .*(Name another|chmod u\+rwx|sudo install)"
+    ):
         lock_folder()
 
 
@@ -797,3 +916,40 @@ def test_whose_preferred_device_is_held_for_long_takes_another_one(
         assert lent.devices == (other,)
     with lease_patiently([(home,)], [(other,)], patience_s=0.1) as lent:
         assert lent.devices == (home,)
+
+
+def test_who_waits_for_any_device_at_last_says_how_long_it_has_waited_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", str(tmp_path))
+    monkeypatch.setattr(lease_module, "FIRST_WORD_S", 0.2)
+    told: list[str] = []
+    with ExitStack() as other:
+        other.enter_context(lease([(A, B)]))
+
+        def hear(words: str) -> None:
+            told.append(words)
+            if len(told) == 2:
+                other.close()
+
+        with lease_patiently([(A,)], [(B,)], patience_s=0.9, on_wait=hear) as lent:
+            assert lent.devices == (A,)
+    assert told[1].startswith("has waited 1 s for ")
+
+
+def test_a_wait_that_began_before_counts(tmp_path: Path) -> None:
+    told: list[str] = []
+    clock = Clock()
+    wanted = lease(
+        [(A,)],
+        folder=tmp_path,
+        timeout_s=100,
+        waited_s=60,
+        on_wait=told.append,
+        clock=clock.now,
+        sleep=clock.sleep,
+    )
+    with lease([(A,)], folder=tmp_path), pytest.raises(LeaseTimeout, match="became free in 100 s"), wanted:
+        pass
+    assert clock.now_s == pytest.approx(40, abs=0.2)
+    assert [words.partition(" for ")[0] for words in told] == ["has waited 60 s"]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -300,6 +301,19 @@ def test_a_torch_that_counts_the_gpus_in_another_order_is_refused(monkeypatch: p
 def test_a_torch_that_sees_the_same_gpu_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda_of_torch(monkeypatch, uuid=GPU.uuid.removeprefix("GPU-"))
     check_torch(GPU)
+
+
+@pytest.mark.parametrize("has_used_cuda", [True, False])
+def test_what_a_test_did_with_torch_it_did_on_the_gpu_that_was_leased(
+    monkeypatch: pytest.MonkeyPatch, *, has_used_cuda: bool
+) -> None:
+    cuda_of_torch(monkeypatch, uuid="5f1b3c1e-8a53-4d2b-9c1e-0123456789ab")
+    monkeypatch.setattr(sys.modules["torch"].cuda, "is_initialized", lambda: has_used_cuda)
+    machine = Machine("auto", nvml=FakeNvml(fake_gpu()))
+    refusal = pytest.raises(DeviceError, match=r"torch's cuda:0 is .* Set CUDA_DEVICE_ORDER=PCI_BUS_ID")
+    with refusal if has_used_cuda else nullcontext():
+        machine.check_used(machine.devices)
+    Machine("cpu").check_used((cpu_device(),))
 
 
 def test_a_mig_instance_is_not_compared_with_the_whole_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,15 @@ def test_kernel(gpu_benchmark, request):
     files = [path.name[:6] for path in sorted(folder.iterdir()) if path.stat().st_ino in locks]
     is_passed_on = any(map(os.get_inheritable, request.node.stash[lease_key].descriptors))
     with open("held", "a") as file:
-        print(*files, is_passed_on, is_held(folder / "host.lock"), file=file)
+        print(*files, is_passed_on, is_held(folder / "host.lock"), fork_holds(locks), file=file)
     gpu_benchmark(lambda: TIME_S)
+
+def fork_holds(locks):
+    child = os.fork()  # as the workers of a torch DataLoader are
+    if child == 0:
+        opened = [path.stat().st_ino for path in Path("/proc/self/fd").iterdir() if path.exists()]
+        os._exit(len(set(opened) & set(locks)))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 """
 
 
@@ -67,7 +74,7 @@ def test_fresh_process_inherits_the_lease_and_passes_it_on_to_nobody_by_itself(p
     assert statuses_of(pytester)["test_kernel time"] == "REGRESSED"
     held = (pytester.path / "held").read_text().splitlines()
     assert len(held) > 1
-    assert set(held) == {"device host.l False True"}
+    assert set(held) == {"device host.l False True 0"}
 
 
 def test_engine_inherits_the_lease(tmp_path: Path) -> None:
@@ -114,3 +121,41 @@ def test_generate(engine_class, vllm_engine, request):
     assert len(engine.descriptors) == 2
 """
     Suite(files={"test_suite.py": source}).run(pytester).assert_outcomes(passed=1)
+
+
+#: Two GPUs that differ, which torch numbers in the other order, as CUDA does unless it is told not to.
+OTHER_ORDER = """
+import sys
+from types import SimpleNamespace
+from pytest_gpuperf.machine import Machine
+from pytest_gpuperf.plugin import machine_key
+from pytest_gpuperf.testing import FakeNvml, fake_gpu
+
+GPUS = fake_gpu(0, "NVIDIA T400"), fake_gpu(1)
+
+class Torch:
+    __version__ = "2.13.0"
+    OutOfMemoryError = MemoryError
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        synchronize=lambda _: None,
+        empty_cache=lambda: None,
+        get_device_properties=lambda index: SimpleNamespace(uuid=GPUS[1 - index].uuid.removeprefix("GPU-")),
+    )
+
+def pytest_configure(config):
+    config.stash[machine_key] = Machine("auto", nvml=FakeNvml(*GPUS))
+    sys.modules["torch"] = Torch
+"""
+
+
+def test_number_that_was_taken_on_another_gpu_than_the_leased_one_is_no_result(pytester: pytest.Pytester) -> None:
+    source = "def test_own_clock(perf):\n    perf.record('time', 1.0, unit='s')\n"
+    suite = Suite(files={"test_suite.py": source}, conftest=OTHER_ORDER).in_subprocess()
+    result = suite.run(pytester, "--gpuperf-anchors=off", "-p", "no:xdist")
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*torch's cuda:0 is GPU-00000001-*, the driver's is GPU-00000000-*"])
+    result.stdout.fnmatch_lines(["*Set CUDA_DEVICE_ORDER=PCI_BUS_ID so that both count alike.*"])
+    assert_readable(result)

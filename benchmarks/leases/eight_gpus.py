@@ -5,9 +5,9 @@
 
 It runs a few of the tests on each GPU alone, then all with `-n auto`, then tests of one, two and all GPUs mixed, with
 NVML watched from outside at 10 Hz: more than one process on a GPU, or, as a container may not see processes, more
-memory in use than one test takes. Any number of GPUs will do; with 4 GPUs and 32 tests of 5 s it takes about 4 min,
-and never longer than `--limit`. `--dry` pretends four GPUs and sleeps. Exit code 1 if a GPU was shared, a test failed,
-a worker was missing, or a run did not end.
+memory in use than one test takes. Of the mixed tests it says how long those of each size waited. Any number of GPUs
+will do; with 4 GPUs and 32 tests of 5 s it takes about 4 min, and never longer than `--limit`. `--dry` pretends four
+GPUs and sleeps. Exit code 1 if a GPU was shared, a test failed, a worker was missing, or a run did not end.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from pytest_gpuperf.nvml import Nvml, open_nvml
 from pytest_gpuperf.processes import run_group
 from pytest_gpuperf.report.results import read_results
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
+from pytest_gpuperf.trials.ab import interrupted_by_sigterm
 
 HERE = Path(__file__).parent
 SUITE = HERE / "suite"
@@ -71,6 +72,13 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
+class Wait(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one test waited for its GPUs."""
+
+    gpus: int
+    wait_s: float
+
+
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """One start of pytest, as it was seen from outside.
 
@@ -90,6 +98,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     overlaps: int
     shared_samples: int | None
     samples: tuple[Sample, ...]
+    waits: tuple[Wait, ...] = ()
 
 
 class Bench:
@@ -156,6 +165,7 @@ class Bench:
             overlaps=overlaps_of(holds_in(notes)),
             shared_samples=_shared(samples),
             samples=tuple(samples),
+            waits=waits_in(notes),
         )
 
     @contextlib.contextmanager
@@ -240,6 +250,13 @@ def holds_in(notes: Path) -> list[tuple[str, float, float]]:
     return sorted(found)
 
 
+def waits_in(notes: Path) -> tuple[Wait, ...]:
+    """How long each test waited, from when its setup began until it held its GPUs."""
+    lines = [line.split() for path in sorted(notes.iterdir()) for line in path.read_text().splitlines()]
+    begun = [line for line in lines if line[0] == "begin" and len(line) == 5]
+    return tuple(Wait(gpus=len(line[2].split(",")), wait_s=float(line[4])) for line in begun)
+
+
 def span_s_in(notes: Path) -> float:
     """Seconds from the first test that was ready to the end of the last; 0 without one."""
     lines = [line.split() for path in notes.iterdir() for line in path.read_text().splitlines()]
@@ -285,7 +302,13 @@ def summary_of(bench: Bench, alone: Sequence[Phase], together: Phase, mixed: Pha
         "crowded_samples": crowded([one for phase in alone for one in phase.samples], together.samples),
         "mixed_tests": len(mixed.tests),
         "mixed_s": mixed.wall_s,
+        "waits_s": waits_by_size(mixed.waits),
     }
+
+
+def waits_by_size(waits: Sequence[Wait]) -> dict[int, list[float]]:
+    """Number of GPUs -> how long the tests waited that asked for so many."""
+    return {size: [one.wait_s for one in waits if one.gpus == size] for size in sorted({one.gpus for one in waits})}
 
 
 def lines_of(summary: dict[str, Any]) -> Iterator[str]:
@@ -306,7 +329,12 @@ def lines_of(summary: dict[str, Any]) -> Iterator[str]:
             f"{statistics.median(ratios):.4f}; {len(summary['beyond_noise'])} of {len(ratios)} more than "
             f"{NOISE:.0%} off"
         )
+        yield from (f"  {name}: {summary['ratios'][name]:.4f}" for name in summary["beyond_noise"])
     yield f"mixed: {summary['mixed_tests']} tests in {summary['mixed_s']:.1f} s"
+    for size, waits in summary["waits_s"].items():
+        median_s, longest_s = statistics.median(waits), max(waits)
+        asking = f"{len(waits)} for {size} GPU{'s' * (size > 1)}"
+        yield f"  {asking} waited {median_s:.2f} s in the median, {longest_s:.2f} s at most"
     crowds = summary["crowded_samples"]
     yield f"together, looks with more memory in use than one test takes: {'not known' if crowds is None else crowds}"
 
@@ -376,25 +404,31 @@ def phases_of(bench: Bench, given: argparse.Namespace) -> Iterator[tuple[Phase, 
     yield mixed, is_good(mixed, given.mixed)
 
 
+def write(path: Path | None, phases: Sequence[Phase], summary: dict[str, Any] | None) -> None:
+    """Write all that was seen so far: what ends the benchmark from outside leaves that."""
+    if path is not None:
+        found = {"summary": summary, "phases": msgspec.to_builtins(phases)}
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> int:
     """Run all phases, print, write, and say by the exit code whether all is well."""
     given = arguments()
     check_packages(is_dry=given.dry)
-    phases, are_good, summary = [], True, None
-    with tempfile.TemporaryDirectory(prefix="gpuperf-leases-") as folder:
+    phases, are_good = [], True
+    with interrupted_by_sigterm(), tempfile.TemporaryDirectory(prefix="gpuperf-leases-") as folder:
         bench = Bench(Path(folder), _driver(is_dry=given.dry), limit_s=given.limit, is_dry=given.dry)
         for phase, went_well in phases_of(bench, given):
             phases.append(phase)
             are_good &= went_well
+            write(given.output, phases, None)
             print(*lines_on([phase]), sep="\n", flush=True)
     if len(phases) == len(bench.gpus) + 2:
         *alone, together, mixed = phases
         summary = summary_of(bench, alone, together, mixed)
         are_good &= summary["workers"] == min(len(bench.gpus), given.tests) and not summary["crowded_samples"]
         print(*lines_of(summary), sep="\n")
-    if given.output:
-        found = {"summary": summary, "phases": msgspec.to_builtins(phases)}
-        given.output.write_text(json.dumps(found, indent=1) + "\n")
+        write(given.output, phases, summary)
     return 0 if are_good else 1
 
 

@@ -15,12 +15,13 @@ from pytest_gpuperf.analysis.model_work import ModelStep, Phase
 from pytest_gpuperf.analysis.roofline import Ceilings, Diagnosis, Evidence, diagnose, from_data_sheet
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import DeviceError, GpuperfError, MeasurementError, UsageError
-from pytest_gpuperf.lease import lease
+from pytest_gpuperf.lease import Lease, lease
 from pytest_gpuperf.machine import Machine, release_memory
 from pytest_gpuperf.monitor import Monitor
 from pytest_gpuperf.nvml_meters import GpuActivity
 from pytest_gpuperf.profiling import Profiler, TorchProfiler
 from pytest_gpuperf.records import KernelSummary, Measurement, Mode, Record, Telemetry
+from pytest_gpuperf.requirement import GpuRequirement, groups
 from pytest_gpuperf.specs import spec_of
 from pytest_gpuperf.timing import Call, Plan, Stopwatch, measure
 from pytest_gpuperf.trials.diagnose_known import GPUS, KNOWN, Case, Make, copy, product
@@ -158,7 +159,7 @@ class Bench:
     """
 
     machine: Machine
-    engine: Callable[[Wanted, Sequence[Device], Machine], AbstractContextManager[Running]]
+    engine: Callable[[Wanted, Lease, Machine], AbstractContextManager[Running]]
     product: Callable[[Device, str], Case] = product
     copy: Callable[[Device], Case] = copy
     known: Mapping[str, Make]
@@ -246,12 +247,16 @@ def run_diagnosis(wanted: Wanted, bench: Bench) -> Report:
     """
     machine = bench.machine
     check_wanted(wanted, machine.devices)
-    count = GPUS.get(wanted.workload or "", 1)
-    sets = [machine.devices[i : i + count] for i in range(len(machine.devices) - count + 1)]
+    requirement = GpuRequirement(count=GPUS.get(wanted.workload or "", 1))
+    sets = groups(requirement, machine.devices, machine.nvml)
+    if not sets:
+        raise DeviceError(
+            f"{wanted.workload} needs {requirement.count} GPUs, and CUDA shows a process one MIG instance."
+        )
     with lease(sets) as held, machine.current(held.devices[0]):
         if wanted.workload is not None:
             return _of_workload(wanted, bench, held.devices)
-        return _of_model(wanted, bench, held.devices)
+        return _of_model(wanted, bench, held)
 
 
 # A known workload
@@ -402,8 +407,9 @@ def _profiled(
 # A model
 
 
-def _of_model(wanted: Wanted, bench: Bench, devices: tuple[Device, ...]) -> Report:
-    machine, device, load = bench.machine, devices[0], wanted.load
+def _of_model(wanted: Wanted, bench: Bench, lent: Lease) -> Report:
+    devices, machine, load = lent.devices, bench.machine, wanted.load
+    device = devices[0]
     shape, dtype = shape_of(model_of(wanted, device)), dtype_on(device)
     ceilings = ceilings_of(wanted.ceilings, bench, device, dtype)
     release_memory()
@@ -413,7 +419,7 @@ def _of_model(wanted: Wanted, bench: Bench, devices: tuple[Device, ...]) -> Repo
         iterations=wanted.iterations,
         limit_s=wanted.limit_s,
     )
-    with bench.engine(wanted, devices, machine) as running:
+    with bench.engine(wanted, lent, machine) as running:
         stretches = run_model(running, load, _PHASES[wanted.phase], watching)
     parts = tuple(_of_stretch(one, shape, wanted, bench, devices, ceilings) for one in stretches)
     title = (
@@ -478,14 +484,14 @@ def step_of(phase: Phase, shape: ModelShape, wanted: Wanted, device: Device) -> 
     )
 
 
-def start_engine(wanted: Wanted, devices: Sequence[Device], machine: Machine) -> AbstractContextManager[Running]:
-    """Start a model; used as a context manager.
+def start_engine(wanted: Wanted, lent: Lease, machine: Machine) -> AbstractContextManager[Running]:
+    """Start a model, which holds what is lent as long as it lives; used as a context manager.
 
     Raises:
         UsageError: An unknown model.
         NotSupported: The engine is not installed, or the model does not fit.
     """
-    device, load = devices[0], wanted.load
+    device, load = lent.devices[0], wanted.load
     model, dtype = model_of(wanted, device), dtype_on(device)
     if wanted.engine == "transformers":
         return Generator(model, devices=[device.device], dtype=dtype)
@@ -496,7 +502,7 @@ def start_engine(wanted: Wanted, devices: Sequence[Device], machine: Machine) ->
         max_num_seqs=max(load.requests, _FEWEST_REQUESTS),
         max_num_batched_tokens=_VLLM_STEP_TOKENS,
     )
-    return Engine(config, devices=devices, nvml=machine.nvml)
+    return Engine(config, devices=lent.devices, nvml=machine.nvml, descriptors=lent.descriptors)
 
 
 def dtype_on(device: Device) -> str:

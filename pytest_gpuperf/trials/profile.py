@@ -12,11 +12,12 @@ from typing import Literal
 from pytest_gpuperf.confirm import Invocation, Order, obey
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import MeasurementError, NotSupported, UsageError
-from pytest_gpuperf.lease import lease
+from pytest_gpuperf.lease import Lease, lease
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.profiling import MOST_CALLS, NSYS_VARIABLE, TorchProfiler, is_under_nsys, profile_as_measured
 from pytest_gpuperf.records import KernelSummary, Record
+from pytest_gpuperf.requirement import GpuRequirement, groups
 from pytest_gpuperf.units import to_base
 from pytest_gpuperf.workloads import Workload
 from pytest_gpuperf.workloads.bandwidth import MemoryBandwidth
@@ -123,12 +124,12 @@ def profile(wanted: Wanted, machine: Machine) -> Result:
     if is_test(wanted.target):
         return profile_test(wanted)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported: its notes are not for the terminal
-    with lease([(device,) for device in machine.devices]) as lent:
+    with lease(groups(GpuRequirement(), machine.devices, machine.nvml)) as lent:
         device = lent.devices[0]
         if _is_kernel(wanted.target):
             return _profile_kernel(wanted, machine, device)
         if wanted.engine == "vllm":
-            return _profile_vllm(wanted, machine, device)
+            return _profile_vllm(wanted, machine, lent)
         return _profile_model(wanted, machine, device)
 
 
@@ -256,17 +257,18 @@ def _in_steps(one: Profiled) -> Profiled:
     return Profiled(title=one.title, kernels=one.kernels, calls="steps")
 
 
-def _profile_vllm(wanted: Wanted, machine: Machine, device: Device) -> Result:
+def _profile_vllm(wanted: Wanted, machine: Machine, lent: Lease) -> Result:
     """Profile an engine's process by its own profiler."""
     from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
 
+    [device] = lent.devices
     if device.kind == "cpu":
         raise NotSupported("vLLM's profiler is of use on a GPU alone. Profile without --engine vllm here.")
     load = _load(wanted, device)
     config = EngineConfig(model=wanted.target, dtype=half_precision(device), max_model_len=2048)
     wanted.output.mkdir(parents=True, exist_ok=True)
     trace = wanted.output / "vllm.trace.json.gz"
-    with Engine(config, devices=[device], nvml=machine.nvml) as engine:
+    with Engine(config, devices=[device], nvml=machine.nvml, descriptors=lent.descriptors) as engine:
         engine.generate(load, timeout_s=wanted.timeout_s)
         gpu = engine.profile(load, timeout_s=wanted.timeout_s, keep=trace)
     if gpu is None or gpu.summary is None:

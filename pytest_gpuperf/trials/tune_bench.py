@@ -10,6 +10,7 @@ from typing import Literal
 
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.lease import Lease
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.monitor import Monitor
 from pytest_gpuperf.nvml import Nvml
@@ -133,19 +134,21 @@ def device_sets(devices: Sequence[Device], folder: Path) -> list[tuple[Device, .
     return [(device,) for device in same or devices]
 
 
-def bench_on(device: Device, nvml: Nvml | None, wanted: Wanted, show: Callable[[Now], None]) -> Bench:
-    """Return what starts engines on a device.
+def bench_on(lent: Lease, nvml: Nvml | None, wanted: Wanted, show: Callable[[Now], None]) -> Bench:
+    """Return what starts engines on a device, which hold it as long as they live.
 
     Args:
-        device: Held by a lease.
+        lent: One device.
         nvml: The driver's library, or `None`.
         wanted: Names the model.
         show: Is told where the tuning is.
     """
+    [device] = lent.devices
     uuids = [device.uuid] if device.kind == "cuda" else []
 
     def start(settings: Settings) -> AbstractContextManager[RunningEngine]:
-        return Engine(engine_config(wanted.model, settings), devices=(device,), nvml=nvml)
+        config = engine_config(wanted.model, settings)
+        return Engine(config, devices=lent.devices, nvml=nvml, descriptors=lent.descriptors)
 
     return Bench(
         start=start,
