@@ -171,19 +171,23 @@ class GpuWatch:
         except DeviceError as error:
             self._fail(error)
 
-    def read(self) -> Sample:
-        """Read the GPU now. One that does not answer is an error in the sample, and asked again after a while."""
+    def read(self, *, is_last: bool = False) -> Sample:
+        """Read the GPU now. One that does not answer is an error in the sample, and asked again after a while.
+
+        Args:
+            is_last: Critical errors are asked for, whether their turn has come or not: one may have ended it all.
+        """
         now_s = self._clock()
+        xids = self._fresh_xids(now_s, is_last=is_last)  # first: of a GPU that falls off, it is all that is left
         if self._failure and now_s < self._retry_at_s:
-            return self._lost(now_s, self._failure)
+            return self._lost(now_s, self._failure, xids)
         try:
             usage = self._nvml.usage(self.device.uuid)
             activity = self._fresh_activity(now_s)
             energy_j = self._nvml.energy_j(self.device.uuid) if self._energy_due.has_come(now_s) else None
-            xids = self._fresh_xids(now_s)
             self._look(now_s)
         except DeviceError as error:
-            return self._lost(now_s, self._fail(error))
+            return self._lost(now_s, self._fail(error), xids)
         self._failure = None
         self._totals.add(now_s - self._begin_s, usage, activity)
         status = status_of(
@@ -195,6 +199,7 @@ class GpuWatch:
         """Sum up what was read, with the driver's counters of the whole time."""
         after: GpuState | None = None
         duration_s = self._clock() - self._begin_s
+        self._totals.add_activity(self._read_activity())  # since their last turn
         try:
             after = self._nvml.state(self.device.uuid)
         except DeviceError as error:
@@ -228,8 +233,9 @@ class GpuWatch:
         self._activity = found or self._activity
         return found
 
-    def _fresh_xids(self, now_s: float) -> tuple[int, ...]:
-        found = self._read_errors() if self._read_errors and self._errors_due.has_come(now_s) else ()
+    def _fresh_xids(self, now_s: float, *, is_last: bool) -> tuple[int, ...]:
+        is_due = self._errors_due.has_come(now_s) or is_last
+        found = self._read_errors() if self._read_errors and is_due else ()
         self._errors += [f"Xid {code}" for code in found]
         recent = [(at_s, code) for at_s, code in self._xids if now_s - at_s < _XID_SHOWN_S]
         self._xids = recent + [(now_s, code) for code in found]
@@ -243,9 +249,9 @@ class GpuWatch:
         self._others = {pid for pid in pids if self._is_stranger(pid)}
         self._all_others |= self._others
 
-    def _lost(self, now_s: float, error: str) -> Sample:
+    def _lost(self, now_s: float, error: str, xids: tuple[int, ...]) -> Sample:
         status = Status(word="lost", reason=error)
-        return self._sample(now_s, status, GpuUsage(), error=error)
+        return self._sample(now_s, status, GpuUsage(), xids=xids, error=error)
 
     def _sample(  # noqa: PLR0913 - what was read, each by its name
         self,
@@ -342,6 +348,9 @@ class _Totals:
             ("peak_temperature_c", usage.temperature_c),
         ):
             self._peaks[name] = max(_known(self._peaks[name], value), default=None)
+        self.add_activity(activity)
+
+    def add_activity(self, activity: GpuActivity | None) -> None:
         if activity:
             for name in ("sm_share", "tensor_share", "dram_share"):
                 self._means[name].add(getattr(activity, name), activity.duration_s)
@@ -401,7 +410,7 @@ def watch(
         if duration_s is not None and begin_s + duration_s <= deadline_s:
             deadline_s, is_over = begin_s + duration_s, True
         is_over = wait(max(deadline_s - clock(), 0.0)) or is_over
-    show([gpu.read() for gpu in gpus])
+    show([gpu.read(is_last=True) for gpu in gpus])
     return tuple(gpu.summary() for gpu in gpus)
 
 
