@@ -17,7 +17,14 @@ from pytest_gpuperf.records import Record
 from pytest_gpuperf.report.watch import View, sample_line, summary_lines
 from pytest_gpuperf.report.watch_files import SampleFile, open_file
 from pytest_gpuperf.trials.watch import Sample, Summary, chosen, watch, watches
-from pytest_gpuperf.trials.watch_command import CannotStart, Command, caught_signals, is_ending, is_stranger
+from pytest_gpuperf.trials.watch_command import (
+    CannotStart,
+    Command,
+    caught_signals,
+    is_ending,
+    is_for_command,
+    is_stranger,
+)
 
 #: Closer readings say nothing new: the driver refreshes most values every 100 ms.
 LEAST_INTERVAL_S = 0.01
@@ -91,7 +98,11 @@ def _monitor(plan: Plan, machine: Machine) -> int:
     def stranger(pid: int) -> bool:
         return any(is_stranger(pid, command) for command in watched)
 
-    with _recording(plan.output) as recording, caught_signals() as sleep, _screen(plan) as screen:
+    with (
+        _recording(plan.output) as recording,
+        caught_signals(has_command=bool(plan.command)) as sleep,
+        _screen(plan) as screen,
+    ):
         gpus_watched = watches(nvml, devices, is_stranger=stranger if plan.command else None)
         if plan.command:
             watched.append(_started(plan, environment))
@@ -122,11 +133,12 @@ class _Course:
         """Sleep; `True`: the watch is over."""
         end_s = time.monotonic() + seconds
         while not self.is_unheard:
-            for number in filter(is_ending, self._sleep(end_s - time.monotonic())):
-                if self._command is None:
+            for number in self._sleep(end_s - time.monotonic()):
+                if self._command is None and is_ending(number):
                     self._signal = number
                     return True
-                self._command.forward(number)
+                if self._command is not None and is_for_command(number):
+                    self._command.forward(number)
             if self._command is not None and self._command.has_ended():
                 return True
             if time.monotonic() >= end_s:
