@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
@@ -64,6 +65,8 @@ def check_plan(plan: Plan) -> None:
         raise UsageError("A command is watched until it ends. Drop --duration, or end it with timeout(1).")
     if plan.is_live and plan.is_json:
         raise UsageError("--live and --json both want the output. Drop one; --output keeps all samples beside --live.")
+    if plan.is_live and not _stream(plan).isatty():
+        raise UsageError("--live needs a terminal. Without one there are lines, --json and --output.")
 
 
 def monitor(plan: Plan, machine: Machine) -> int:
@@ -207,10 +210,7 @@ def _recording(path: Path | None) -> Iterator[_Recording | None]:
 @contextlib.contextmanager
 def _screen(plan: Plan) -> Iterator[Callable[[Sequence[Sample]], None]]:
     """What takes the samples that are to be seen."""
-    # A command has the output, so the view is drawn beside it.
-    stream = sys.stderr if plan.command else sys.stdout
-    if plan.is_live and not stream.isatty():
-        raise UsageError("--live needs a terminal. Without one there are lines, --json and --output.")
+    stream = _stream(plan)
     if plan.command and not plan.is_live:
         yield lambda _: None
     elif plan.is_json:
@@ -225,14 +225,18 @@ def _screen(plan: Plan) -> Iterator[Callable[[Sequence[Sample]], None]]:
         yield lambda samples: _write("".join(f"{sample_line(sample)}\n" for sample in samples))
 
 
+def _stream(plan: Plan) -> TextIO:
+    """Where we show things. A command has the output, which may go to a pipe, so ours is beside it."""
+    return sys.stderr if plan.command else sys.stdout
+
+
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def _print_summaries(plan: Plan, summaries: Sequence[Summary]) -> None:
-    """Where a command had the output, beside it: what it wrote may go to a pipe."""
-    stream = sys.stderr if plan.command else sys.stdout
+    stream = _stream(plan)
     if plan.is_json:
         lines = [msgspec.json.encode(summary).decode() for summary in summaries]
     else:
