@@ -436,8 +436,9 @@ def _ancestors(pid: int) -> list[int]:
 
 
 def _differences(name: str, before: Sequence[GpuState], after: Sequence[GpuState]) -> list[float | None]:
+    """How far a counter of each device has come; one that went back was set to zero meanwhile, and says nothing."""
     pairs = [(getattr(b, name), getattr(a, name)) for b, a in zip(before, after, strict=True)]
-    return [None if start is None or end is None else end - start for start, end in pairs]
+    return [None if start is None or end is None or end < start else end - start for start, end in pairs]
 
 
 def _share(name: str, before: Sequence[GpuState], after: Sequence[GpuState], duration_s: float) -> float | None:
