@@ -470,6 +470,27 @@ FOUND: dict[str, tuple[Facts, str, str, str, str]] = {
         "Xid 31 on the GPU at 0000:3b:00, last less than a minute ago",
         "A program's own error",
     ),
+    "Xid of the hardware": (
+        given(kernel_log=KernelLog(errors=(replace(XID, code=48, age_s=5.0),))),
+        "warning",
+        "kernel log",
+        "Xid 48 on the GPU at 0000:3b:00",
+        "End what uses the GPU and run `sudo nvidia-smi --gpu-reset`, or reboot;",
+    ),
+    "another Xid of a program": (
+        given(kernel_log=KernelLog(errors=(replace(XID, code=69, age_s=5.0),))),
+        "note",
+        "kernel log",
+        "Xid 69 on the GPU at 0000:3b:00",
+        "A program's own error, as a rule: run the test alone under `compute-sanitizer`",
+    ),
+    "Xid that is for information": (
+        given(kernel_log=KernelLog(errors=(replace(XID, code=63, age_s=5.0),))),
+        "note",
+        "kernel log",
+        "Xid 63 on the GPU at 0000:3b:00",
+        "Reset the GPU when it is free: `sudo nvidia-smi --gpu-reset`",
+    ),
     "no kernel log": (
         given(kernel_log=KernelLog(problem="/dev/kmsg: Operation not permitted")),
         "note",
