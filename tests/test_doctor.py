@@ -29,7 +29,7 @@ from pytest_gpuperf.analysis.host import (
     Torch,
     Trouble,
 )
-from pytest_gpuperf.nvml import GpuUsage
+from pytest_gpuperf.nvml import GpuCondition, GpuInfo, GpuUsage
 from pytest_gpuperf.report.doctor import doctor_json, doctor_lines, matrix
 from pytest_gpuperf.testing import fake_condition, fake_gpu, fake_state
 
@@ -787,6 +787,16 @@ def test_what_the_driver_does_not_tell_is_said() -> None:
     assert "the driver lists no processes" in texts
     assert "the driver tells nothing of the PCIe link" in texts
     assert "the driver tells no temperature" in texts
+    assert "memory in use not known" in texts
+
+
+def test_a_driver_that_tells_almost_nothing_leaves_no_finding_empty_and_no_zero() -> None:
+    info = GpuInfo(index=0, uuid=U0, name="NVIDIA GeForce RTX 4090", memory_bytes=25_757_220_864)
+    mute = Gpu(info=info, condition=GpuCondition(pcie_width=16))
+    texts = [one.text for one in findings(given(gpus=(mute,))) if one.topic == "GPU"]
+    assert "the driver tells no settings" in texts
+    assert "the driver tells nothing of the PCIe link" in texts
+    assert not any(text == "" or " 0 " in text for text in texts)
 
 
 @pytest.mark.parametrize(
