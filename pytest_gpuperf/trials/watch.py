@@ -1,7 +1,7 @@
 """Read what GPUs do at an even pace, and sum it up."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -341,13 +341,11 @@ class _Totals:
         self._means["busy_share"].add(usage.busy_share, duration_s)
         if usage.busy_share is None or usage.busy_share >= _WORKING_FROM:
             self._means["mean_sm_clock_mhz"].add(usage.sm_clock_mhz, duration_s)
-            self._lowest_mhz = min(_known(self._lowest_mhz, usage.sm_clock_mhz), default=None)
-        for name, value in (
-            ("peak_power_w", usage.power_w),
-            ("peak_memory_used_bytes", usage.memory_used_bytes),
-            ("peak_temperature_c", usage.temperature_c),
-        ):
-            self._peaks[name] = max(_known(self._peaks[name], value), default=None)
+            self._lowest_mhz = _first_of(min, self._lowest_mhz, usage.sm_clock_mhz)
+        peaks = self._peaks
+        peaks["peak_power_w"] = _first_of(max, peaks["peak_power_w"], usage.power_w)
+        peaks["peak_memory_used_bytes"] = _first_of(max, peaks["peak_memory_used_bytes"], usage.memory_used_bytes)
+        peaks["peak_temperature_c"] = _first_of(max, peaks["peak_temperature_c"], usage.temperature_c)
         self.add_activity(activity)
 
     def add_activity(self, activity: GpuActivity | None) -> None:
@@ -453,8 +451,11 @@ def _activity_values(activity: GpuActivity | None) -> dict[str, float | None]:
     return {"activity_s": activity.duration_s, **{name: getattr(activity, name) for name in names}}
 
 
-def _known(*values: float | None) -> Iterable[float]:
-    return [value for value in values if value is not None]
+def _first_of(order: Callable[[float, float], float], one: float | None, other: float | None) -> float | None:
+    """The least or the most of two values, of which either may not be known."""
+    if one is None or other is None:
+        return other if one is None else one
+    return order(one, other)
 
 
 def _difference(name: str, before: GpuState | None, after: GpuState | None) -> float | None:

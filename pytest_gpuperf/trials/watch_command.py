@@ -40,7 +40,6 @@ def caught_signals(*, has_command: bool = False) -> Iterator[Callable[[float], l
     process was started to ignore, as under nohup, is left alone.
     """
     reading, writing = os.pipe()
-    os.set_blocking(reading, False)
     os.set_blocking(writing, False)
     caught = (*(_COMMANDS if has_command else _ENDING), *_WAKING)
     wanted = [number for number in caught if signal.getsignal(number) != signal.SIG_IGN]
@@ -49,11 +48,9 @@ def caught_signals(*, has_command: bool = False) -> Iterator[Callable[[float], l
     before_writing = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def sleep(seconds: float) -> list[int]:
-        select.select([reading], [], [], max(seconds, 0.0))
-        try:
-            return list(os.read(reading, 4096))
-        except BlockingIOError:
-            return []
+        # Ten times a second: what is not there is not asked for.
+        ready, _, _ = select.select([reading], [], [], max(seconds, 0.0))
+        return list(os.read(reading, 4096)) if ready else []
 
     try:
         yield sleep
