@@ -423,9 +423,9 @@ def _target(link: Path) -> str | None:
 
 
 def _ancestors(pid: int) -> list[int]:
-    """The process and its parents up to, not including, the first."""
+    """The process and its parents; the first one may be ours, as in a container that runs nothing but pytest."""
     line: list[int] = []
-    while pid > 1:
+    while pid > 0:
         line.append(pid)
         try:
             status = Path(f"/proc/{pid}/status").read_text()

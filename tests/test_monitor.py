@@ -554,6 +554,20 @@ def test_this_process_its_parent_and_its_children_are_family(child: int) -> None
     assert seen_with(os.getpid(), os.getppid(), child) == ()
 
 
+def test_the_first_process_of_a_container_and_its_children_are_family(
+    child: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _first_above(child)
+    monkeypatch.setattr(os, "getpid", lambda: first)
+    assert seen_with(first, child) == ()
+
+
+def _first_above(pid: int) -> int:
+    while parent := _parent(pid):
+        pid = parent
+    return pid
+
+
 @pytest.mark.parametrize(("worker", "is_family"), [("gw0", True), (None, False)], ids=["worker", "no-worker"])
 def test_a_process_with_the_same_parent_is_family_of_a_worker_alone(worker: str | None, is_family: bool) -> None:
     code = (
