@@ -323,6 +323,13 @@ def test_the_error_with_which_a_gpu_falls_off_is_told_beside_the_loss() -> None:
     assert summary.errors == ("Xid 79", str(LOST))
 
 
+def test_a_mig_instance_is_told_of_the_errors_of_its_gpu() -> None:
+    whole, part = fake_gpu(mig_enabled=True), fake_gpu(7, uuid="MIG-00000000-0000-4000-8000-000000000007")
+    nvml = FakeNvml(whole, instances={whole.uuid: [part]}, usages=[BUSY], xids={whole.uuid: [(), (95,)]})
+    samples, [summary] = watched(nvml, duration_s=2.0)
+    assert (samples[0].uuid, summary.errors) == (part.uuid, ("Xid 95",))
+
+
 def test_the_counters_of_a_watch_that_ends_before_their_turn_are_in_its_summary() -> None:
     _, [summary] = watched(FakeNvml(usages=[BUSY], activities=[WORK]), duration_s=0.5, interval_s=0.1)
     assert (summary.sm_share, summary.tensor_share, summary.dram_share) == pytest.approx((0.9, 0.7, 0.3))

@@ -167,7 +167,7 @@ class GpuWatch:
         try:
             self._before = nvml.state(device.uuid)
             self._read_activity = nvml.activity_meter(device.uuid)
-            self._read_errors = nvml.error_meter(device.uuid)
+            self._read_errors = nvml.error_meter(device.parent_uuid or device.uuid)  # told of whole GPUs alone
         except DeviceError as error:
             self._fail(error)
 
