@@ -689,7 +689,7 @@ FOUND: dict[str, tuple[Facts, str, str, str, str]] = {
         "warning",
         "driver",
         "not looked at: no answer in 8 s",
-        "Run `gpuperf doctor` again",
+        "Run `gpuperf doctor` again; if it stays, and `nvidia-smi` hangs, too: `sudo dmesg | grep -i nvrm`",
     ),
     "all GPUs lost": (
         given(gpus=None, troubles=(Trouble(topic="GPU", text="GPU 0 is lost. Reboot.", is_device=True),)),

@@ -11,6 +11,8 @@ from pytest_gpuperf.sickness import xid_of
 from pytest_gpuperf.units import format_value
 
 _ON_CPU = "Measure on the CPU: `pytest --gpuperf-device=cpu`."
+_AGAIN = "Run `gpuperf doctor` again; if it stays, "
+_DRIVER_MEND = f"{_AGAIN}and `nvidia-smi` hangs, too: `sudo dmesg | grep -i nvrm` says which GPU; then reboot."
 
 #: Filesystems of other machines, where flock is slow, emulated or not there; statfs(2) and mount(8) name them so.
 _NETWORK_FILESYSTEMS = frozenset(
@@ -49,9 +51,8 @@ def _troubles(facts: Facts, topic: Topic) -> Iterator[Finding]:
         if trouble.is_device:
             yield problem(topic, *split_message(trouble.text))
         else:
-            yield warning(
-                topic, f"not looked at: {trouble.text}", "Run `gpuperf doctor` again; if it stays, report it."
-            )
+            mend = _DRIVER_MEND if topic == "driver" else f"{_AGAIN}report it."
+            yield warning(topic, f"not looked at: {trouble.text}", mend)
 
 
 def _python(facts: Facts) -> Iterator[Finding]:
