@@ -273,6 +273,13 @@ def test_a_gpu_that_is_lost_is_an_error_in_its_samples_and_the_others_go_on() ->
     assert summaries[1].errors == ()
 
 
+def test_the_reason_of_a_lost_gpu_begins_with_what_happened() -> None:
+    samples, [summary] = watched(FakeNvml(usages=[BUSY], lost={fake_gpu().uuid: 2}), duration_s=2.0)
+    assert samples[-1].reason.startswith("is lost: it has fallen off the bus.")
+    assert samples[-1].error == summary.errors[0]
+    assert summary.errors[0].startswith("GPU 0 (NVIDIA H100 80GB HBM3, GPU-00000000-")
+
+
 def test_a_gpu_that_stays_lost_is_asked_seldom_and_its_error_told_once() -> None:
     gone: dict[int | tuple[str, int], Exception] = {("usage", call): LOST for call in range(2, 99)}
     gone["state", 2] = LOST

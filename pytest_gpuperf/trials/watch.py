@@ -250,7 +250,8 @@ class GpuWatch:
         self._all_others |= self._others
 
     def _lost(self, now_s: float, error: str, xids: tuple[int, ...]) -> Sample:
-        status = Status(word="lost", reason=error)
+        reason = error.partition(f"{self.device.uuid}) ")[2] or error  # a narrow line has no room to say who it is
+        status = Status(word="lost", reason=reason)
         return self._sample(now_s, status, GpuUsage(), xids=xids, error=error)
 
     def _sample(  # noqa: PLR0913 - what was read, each by its name
