@@ -109,7 +109,7 @@ def _monitor(plan: Plan, machine: Machine) -> int:
         gpus_watched = watches(nvml, devices, is_stranger=stranger if plan.command else None)
         if plan.command:
             watched.append(_started(plan, environment))
-        course = _Course(sleep, watched[0] if watched else None)
+        course = _Course(sleep, watched[0] if watched else None, _stream(plan))
         sinks = [screen, *([recording.add] if recording else [])]
         summaries = watch(
             gpus_watched,
@@ -119,18 +119,20 @@ def _monitor(plan: Plan, machine: Machine) -> int:
             show=lambda samples: course.give(samples, sinks),
         )
     if course.is_unheard:
-        return _BROKEN_PIPE
-    _print_summaries(plan, summaries)
-    return course.code if recording is None or course.code else recording.code
+        return course.unheard_code
+    with _heard(_stream(plan)) as lost:
+        _print_summaries(plan, summaries)
+    return course.code or (recording.code if recording else 0) or sum(_unwritten(error) for error in lost)
 
 
 class _Course:
     """How a watch goes on, and ends: by a signal, with its command, or when nobody listens any more."""
 
-    def __init__(self, sleep: Callable[[float], list[int]], command: Command | None) -> None:
-        self._sleep, self._command = sleep, command
+    def __init__(self, sleep: Callable[[float], list[int]], command: Command | None, stream: TextIO) -> None:
+        self._sleep, self._command, self._stream = sleep, command, stream
         self._signal: int | None = None
         self.is_unheard = False
+        self.unheard_code = 0
 
     def wait(self, seconds: float) -> bool:
         """Sleep; `True`: the watch is over."""
@@ -149,13 +151,13 @@ class _Course:
         return True
 
     def give(self, samples: Sequence[Sample], sinks: Sequence[Callable[[Sequence[Sample]], None]]) -> None:
-        """Hand samples on; a reader that has gone, such as head, ends the watch."""
-        try:
+        """Hand samples on; a reader that has gone, such as head, or a full disk ends the watch, and no command."""
+        with _heard(self._stream) as lost:
             for sink in sinks:
                 sink(samples)
-        except BrokenPipeError:
+        for error in lost:
             self.is_unheard = self._command is None
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+            self.unheard_code = _unwritten(error) or _BROKEN_PIPE
 
     @property
     def code(self) -> int:
@@ -230,6 +232,25 @@ def _stream(plan: Plan) -> TextIO:
     return sys.stderr if plan.command else sys.stdout
 
 
+@contextlib.contextmanager
+def _heard(stream: TextIO) -> Iterator[list[OSError]]:
+    """Write to a stream that may be gone, a closed pipe or terminal, or full; what went wrong is in the list then."""
+    lost: list[OSError] = []
+    try:
+        yield lost
+    except OSError as error:
+        lost.append(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python complains at its end
+
+
+def _unwritten(error: OSError) -> int:
+    """Say what could not be written, and the exit code for it; a reader that has gone knows."""
+    if isinstance(error, BrokenPipeError):
+        return 0
+    sys.stderr.write(f"gpuperf: what was seen could not be written: {error.strerror}.\n")
+    return 1
+
+
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
@@ -241,6 +262,5 @@ def _print_summaries(plan: Plan, summaries: Sequence[Summary]) -> None:
         lines = [msgspec.json.encode(summary).decode() for summary in summaries]
     else:
         lines = [line for summary in summaries for line in summary_lines(summary)]
-    with contextlib.suppress(BrokenPipeError):
-        stream.write("".join(f"{line}\n" for line in lines))
-        stream.flush()
+    stream.write("".join(f"{line}\n" for line in lines))
+    stream.flush()
