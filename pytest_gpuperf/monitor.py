@@ -423,9 +423,9 @@ def _target(link: Path) -> str | None:
 
 
 def _ancestors(pid: int) -> list[int]:
-    """The process and its parents up to, not including, the first."""
+    """The process and its parents; the first one may be ours, as in a container that runs nothing but pytest."""
     line: list[int] = []
-    while pid > 1:
+    while pid > 0:
         line.append(pid)
         try:
             status = Path(f"/proc/{pid}/status").read_text()
@@ -436,8 +436,9 @@ def _ancestors(pid: int) -> list[int]:
 
 
 def _differences(name: str, before: Sequence[GpuState], after: Sequence[GpuState]) -> list[float | None]:
+    """How far a counter of each device has come; one that went back was set to zero meanwhile, and says nothing."""
     pairs = [(getattr(b, name), getattr(a, name)) for b, a in zip(before, after, strict=True)]
-    return [None if start is None or end is None else end - start for start, end in pairs]
+    return [None if start is None or end is None or end < start else end - start for start, end in pairs]
 
 
 def _share(name: str, before: Sequence[GpuState], after: Sequence[GpuState], duration_s: float) -> float | None:

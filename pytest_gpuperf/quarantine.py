@@ -1,9 +1,10 @@
 """GPUs that turned out to be sick: who they are, why, and what is left to measure on."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pytest_gpuperf.devices import Device
+from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.sickness import describe
 from pytest_gpuperf.vitals import Window
@@ -22,6 +23,7 @@ class Quarantine:
         self._notes = notes
         self._reasons: dict[str, str] = {}
         self._window: Window | None = None
+        self._is_listening = False
 
     def examine(self, devices: Sequence[Device], when: str) -> str | None:
         """Look whether GPUs are fit, and take those that are not out of use.
@@ -33,10 +35,22 @@ class Quarantine:
         Returns:
             Why one of them is out of use, now or since earlier; `None` if all are fit.
         """
+        self._listen()
         for device in devices:
             if device.kind == "cuda" and device.uuid_hash not in self._reasons:
                 self._examine(device, when)
         return self.reason([device.uuid_hash for device in devices])
+
+    def _listen(self) -> None:
+        """Hear the errors of all GPUs from the first test on: on those that are not its own, others may cause some."""
+        vitals = self._machine.vitals
+        if self._is_listening or vitals is None:
+            return
+        self._is_listening = True
+        for device in self._machine.devices:
+            if device.kind == "cuda":
+                with suppress(DeviceError):  # lost: whoever gets it is told
+                    vitals.look(_whole(device))
 
     def _examine(self, device: Device, when: str) -> None:
         vitals = self._machine.vitals

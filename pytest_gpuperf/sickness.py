@@ -49,19 +49,24 @@ def load_xids() -> dict[int, Xid]:
     return {code: msgspec.structs.replace(xid, mend=table.mends[xid.mend]) for code, xid in table.xids.items()}
 
 
+def xid_of(code: int) -> Xid:
+    """What a code means; of one that the table lacks, where to look it up."""
+    return load_xids().get(code, _UNKNOWN)
+
+
 def describe(code: int) -> str:
     """Say what a code means and what to do.
 
     >>> describe(79).partition(":")[0]
     'Xid 79 (the GPU fell off the bus)'
     """
-    xid = load_xids().get(code, _UNKNOWN)
+    xid = xid_of(code)
     return f"Xid {code} ({xid.name}): {xid.mend}"
 
 
 def is_hardware(code: int) -> bool:
     """Whether the GPU needs a reset or a repair after an error of this code."""
-    return load_xids().get(code, _UNKNOWN).kind == "hardware"
+    return xid_of(code).kind == "hardware"
 
 
 def sickness(

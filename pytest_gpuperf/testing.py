@@ -141,6 +141,7 @@ class FakeNvml:
         lost: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.calls: list[str] = []
+        self._called: Counter[str] = Counter()
         self._lost = dict(lost)
         self._asked: Counter[str] = Counter()
         self._struck: dict[str, list[int]] = {}
@@ -280,7 +281,8 @@ class FakeNvml:
 
     def _count(self, name: str) -> None:
         self.calls.append(name)
-        error = self._errors.get(len(self.calls)) or self._errors.get((name, self.calls.count(name)))
+        self._called[name] += 1
+        error = self._errors.get(len(self.calls)) or self._errors.get((name, self._called[name]))
         if error is not None:
             raise error
 

@@ -29,7 +29,7 @@ from pytest_gpuperf.analysis.host import (
     Torch,
     Trouble,
 )
-from pytest_gpuperf.nvml import GpuUsage
+from pytest_gpuperf.nvml import GpuCondition, GpuInfo, GpuUsage
 from pytest_gpuperf.report.doctor import doctor_json, doctor_lines, matrix
 from pytest_gpuperf.testing import fake_condition, fake_gpu, fake_state
 
@@ -470,6 +470,27 @@ FOUND: dict[str, tuple[Facts, str, str, str, str]] = {
         "Xid 31 on the GPU at 0000:3b:00, last less than a minute ago",
         "A program's own error",
     ),
+    "Xid of the hardware": (
+        given(kernel_log=KernelLog(errors=(replace(XID, code=48, age_s=5.0),))),
+        "warning",
+        "kernel log",
+        "Xid 48 on the GPU at 0000:3b:00",
+        "End what uses the GPU and run `sudo nvidia-smi --gpu-reset`, or reboot;",
+    ),
+    "another Xid of a program": (
+        given(kernel_log=KernelLog(errors=(replace(XID, code=69, age_s=5.0),))),
+        "note",
+        "kernel log",
+        "Xid 69 on the GPU at 0000:3b:00",
+        "A program's own error, as a rule: run the test alone under `compute-sanitizer`",
+    ),
+    "Xid that is for information": (
+        given(kernel_log=KernelLog(errors=(replace(XID, code=63, age_s=5.0),))),
+        "note",
+        "kernel log",
+        "Xid 63 on the GPU at 0000:3b:00",
+        "Reset the GPU when it is free: `sudo nvidia-smi --gpu-reset`",
+    ),
     "no kernel log": (
         given(kernel_log=KernelLog(problem="/dev/kmsg: Operation not permitted")),
         "note",
@@ -668,7 +689,7 @@ FOUND: dict[str, tuple[Facts, str, str, str, str]] = {
         "warning",
         "driver",
         "not looked at: no answer in 8 s",
-        "Run `gpuperf doctor` again",
+        "Run `gpuperf doctor` again; if it stays, and `nvidia-smi` hangs, too: `sudo dmesg | grep -i nvrm`",
     ),
     "all GPUs lost": (
         given(gpus=None, troubles=(Trouble(topic="GPU", text="GPU 0 is lost. Reboot.", is_device=True),)),
@@ -766,6 +787,16 @@ def test_what_the_driver_does_not_tell_is_said() -> None:
     assert "the driver lists no processes" in texts
     assert "the driver tells nothing of the PCIe link" in texts
     assert "the driver tells no temperature" in texts
+    assert "memory in use not known" in texts
+
+
+def test_a_driver_that_tells_almost_nothing_leaves_no_finding_empty_and_no_zero() -> None:
+    info = GpuInfo(index=0, uuid=U0, name="NVIDIA GeForce RTX 4090", memory_bytes=25_757_220_864)
+    mute = Gpu(info=info, condition=GpuCondition(pcie_width=16))
+    texts = [one.text for one in findings(given(gpus=(mute,))) if one.topic == "GPU"]
+    assert "the driver tells no settings" in texts
+    assert "the driver tells nothing of the PCIe link" in texts
+    assert not any(text == "" or " 0 " in text for text in texts)
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,13 @@ def test_energy_is_known_from_five_seconds_on() -> None:
     assert summary(before, after, duration_s=ENERGY_FROM_S - 0.001).energy_j is None
 
 
+def test_a_counter_that_went_back_was_reset_and_says_nothing() -> None:
+    before = {"energy_j": 9e6, **dict.fromkeys(COUNTERS, 100.0)}
+    after = {"energy_j": 50.0, **dict.fromkeys(COUNTERS, 2.0)}
+    telemetry = summary(fake_state(**before), fake_state(**after))
+    assert [telemetry.energy_j, *(getattr(telemetry, share) for share in COUNTERS.values())] == [None] * 6
+
+
 def test_a_state_that_tells_nothing_makes_telemetry_that_tells_nothing() -> None:
     assert summary(GpuState(), GpuState()) == Telemetry(duration_s=10.0)
 
@@ -545,6 +552,20 @@ def test_an_empty_gpu_has_no_other_process() -> None:
 
 def test_this_process_its_parent_and_its_children_are_family(child: int) -> None:
     assert seen_with(os.getpid(), os.getppid(), child) == ()
+
+
+def test_the_first_process_of_a_container_and_its_children_are_family(
+    child: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _first_above(child)
+    monkeypatch.setattr(os, "getpid", lambda: first)
+    assert seen_with(first, child) == ()
+
+
+def _first_above(pid: int) -> int:
+    while parent := _parent(pid):
+        pid = parent
+    return pid
 
 
 @pytest.mark.parametrize(("worker", "is_family"), [("gw0", True), (None, False)], ids=["worker", "no-worker"])

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 from harness import CONFIRMING, Suite, assert_readable, gpuperf, recorded_tests, results_of, statuses_of, verdicts_of
 
+from pytest_gpuperf.testing import fake_gpu
+
 #: Fake H100s that a test can break: the fixture `driver` is their driver.
 MACHINE = """
 import pytest
@@ -156,6 +158,28 @@ def test_second(gpu_benchmark, gpu):
     assert "was taken out of use before test_second: Xid 79" in notes_of(result)[0]
 
 
+def test_xid_of_a_gpu_that_no_test_of_this_process_has_held_yet_is_heard_from_its_first_test_on(
+    pytester: pytest.Pytester,
+) -> None:
+    source = f"""
+import pytest
+
+def test_first(gpu_benchmark, driver):
+    gpu_benchmark(lambda: TIME_S)
+    driver.strike("{fake_gpu(1).uuid}", 48)  # under a test of another worker
+
+@pytest.mark.gpu(count=2)
+def test_both(gpu_benchmark):
+    gpu_benchmark(lambda: TIME_S)
+"""
+    result = suite_of(source).run(pytester)
+
+    result.assert_outcomes(passed=1, skipped=1)
+    assert statuses_of(pytester) == {"test_first time": "NEW"}
+    assert len(notes_of(result)) == 1
+    assert notes_of(result)[0].startswith("GPU 1 (")
+
+
 def test_one_meter_listens_through_anchors_and_all_measurements(pytester: pytest.Pytester) -> None:
     source = """
 def test_kernel(gpu_benchmark, perf, gpu_monitor, driver):
@@ -165,7 +189,7 @@ def test_kernel(gpu_benchmark, perf, gpu_monitor, driver):
     assert driver.calls.count("error_meter") == 1
     assert driver.calls.count("condition") >= 2 + 4 * 2  # of the fixture, an anchor, and three that watch
 """
-    suite_of(source, anchors='{"gemm": lambda: 2e-4}').run(pytester).assert_outcomes(passed=1)
+    suite_of(source, count=1, anchors='{"gemm": lambda: 2e-4}').run(pytester).assert_outcomes(passed=1)
 
 
 # A GPU that falls off at any moment

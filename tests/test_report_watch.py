@@ -461,6 +461,17 @@ def test_a_command_that_does_not_exist_leaves_no_file(monkeypatch: pytest.Monkey
     assert not path.exists()
 
 
+@pytest.mark.parametrize("arguments", [("--live",), ("--live", "--", "true")])
+def test_a_live_view_without_a_terminal_leaves_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    path = tmp_path / "samples.csv"
+    done = monitored(monkeypatch, "--output", str(path), *arguments)
+    assert done.code == 1
+    assert done.errors.startswith("gpuperf: --live needs a terminal.")
+    assert not path.exists()
+
+
 def test_a_gpu_that_is_lost_in_the_middle_is_in_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     gone: dict[int | tuple[str, int], Exception] = {
         ("usage", 3): DeviceError("GPU 0 is lost: it has fallen off the bus.")
@@ -548,9 +559,31 @@ def test_a_reader_that_goes_away_ends_the_watch_without_a_traceback() -> None:
         assert process.stderr.read() == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def full_disk(*arguments: str, stream: str) -> "subprocess.CompletedProcess[str]":
+    """The command with one of its streams on a disk that is full."""
+    words = [sys.executable, "-c", FAKE, "monitor", *arguments]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        stdout, stderr = (full if stream == name else subprocess.PIPE for name in ("stdout", "stderr"))
+        return subprocess.run(words, stdout=stdout, stderr=stderr, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("arguments", [("--json",), ()])
+def test_samples_that_cannot_be_written_end_the_watch_with_one_message(arguments: tuple[str, ...]) -> None:
+    done = full_disk("--interval", "0.05", "--duration", "20", *arguments, stream="stdout")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "gpuperf: what was seen could not be written: No space left on device.\n",
+    )
+
+
+def test_a_summary_that_cannot_be_written_does_not_change_the_code_of_the_command() -> None:
+    done = full_disk("--", "sh", "-c", "echo done; exit 4", stream="stderr")
+    assert (done.returncode, done.stdout) == (4, "done\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_are_forwarded_to_the_command_whose_code_is_returned(number: signal.Signals) -> None:
-    script = "trap 'echo caught; exit 9' INT TERM; echo ready; while :; do sleep 0.02; done"
+    script = "trap 'echo caught; exit 9' INT TERM QUIT USR1 USR2; echo ready; while :; do sleep 0.02; done"
     with started("--", "sh", "-c", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -273,6 +273,13 @@ def test_a_gpu_that_is_lost_is_an_error_in_its_samples_and_the_others_go_on() ->
     assert summaries[1].errors == ()
 
 
+def test_the_reason_of_a_lost_gpu_begins_with_what_happened() -> None:
+    samples, [summary] = watched(FakeNvml(usages=[BUSY], lost={fake_gpu().uuid: 2}), duration_s=2.0)
+    assert samples[-1].reason.startswith("is lost: it has fallen off the bus.")
+    assert samples[-1].error == summary.errors[0]
+    assert summary.errors[0].startswith("GPU 0 (NVIDIA H100 80GB HBM3, GPU-00000000-")
+
+
 def test_a_gpu_that_stays_lost_is_asked_seldom_and_its_error_told_once() -> None:
     gone: dict[int | tuple[str, int], Exception] = {("usage", call): LOST for call in range(2, 99)}
     gone["state", 2] = LOST
@@ -296,6 +303,43 @@ def test_critical_errors_are_told_when_they_come_and_stay_the_status_for_a_minut
     assert [sample.xids for sample in samples] == [(), (13, 31), *[()] * 7]
     assert [sample.status for sample in samples] == ["busy", *["error"] * 6, "busy", "busy"]
     assert summary.errors == ("Xid 13", "Xid 31")
+
+
+def test_a_critical_error_that_ends_it_all_is_heard_though_its_turn_has_not_come() -> None:
+    nvml = FakeNvml(usages=[BUSY])
+    clock = Time()
+    looks = iter([False, True])
+    seen: list[Sample] = []
+
+    def wait(seconds: float) -> bool:
+        if is_over := next(looks):  # the command ends, long before the next turn
+            nvml.strike(fake_gpu().uuid, 31)
+            seconds = 0.1
+        return clock.sleep(seconds) or is_over
+
+    gpus = watches(nvml, devices_of(nvml), clock=clock)
+    [summary] = watch(gpus, interval_s=1.0, wait=wait, clock=clock, show=seen.extend)
+    assert [(sample.time_s, sample.xids) for sample in seen[1:]] == [(1.0, ()), (pytest.approx(1.1), (31,))]
+    assert summary.errors == ("Xid 31",)
+
+
+def test_the_error_with_which_a_gpu_falls_off_is_told_beside_the_loss() -> None:
+    nvml = FakeNvml(usages=[BUSY], xids={fake_gpu().uuid: [(), (), (79,)]}, errors={("usage", 3): LOST})
+    samples, [summary] = watched(nvml, duration_s=3.0)
+    assert [(sample.status, sample.xids) for sample in samples[1:3]] == [("busy", ()), ("lost", (79,))]
+    assert summary.errors == ("Xid 79", str(LOST))
+
+
+def test_a_mig_instance_is_told_of_the_errors_of_its_gpu() -> None:
+    whole, part = fake_gpu(mig_enabled=True), fake_gpu(7, uuid="MIG-00000000-0000-4000-8000-000000000007")
+    nvml = FakeNvml(whole, instances={whole.uuid: [part]}, usages=[BUSY], xids={whole.uuid: [(), (95,)]})
+    samples, [summary] = watched(nvml, duration_s=2.0)
+    assert (samples[0].uuid, summary.errors) == (part.uuid, ("Xid 95",))
+
+
+def test_the_counters_of_a_watch_that_ends_before_their_turn_are_in_its_summary() -> None:
+    _, [summary] = watched(FakeNvml(usages=[BUSY], activities=[WORK]), duration_s=0.5, interval_s=0.1)
+    assert (summary.sm_share, summary.tensor_share, summary.dram_share) == pytest.approx((0.9, 0.7, 0.3))
 
 
 def test_processes_that_do_not_belong_there_are_seen_and_remembered() -> None:
@@ -340,7 +384,9 @@ def test_a_summary_by_hand() -> None:
     assert found.power_cap_share == pytest.approx(0.5)
     assert found.sw_thermal_share == pytest.approx(0.1)
     assert (found.hw_thermal_share, found.power_brake_share) == (None, 0.0)
-    assert found.sm_share == pytest.approx((0.9 * 0.2 + 0.6 * 0.6 * 2) / 1.4)  # three means were given
+    assert found.sm_share == pytest.approx(
+        (0.9 * 0.2 + 0.6 * 0.6 * 3) / 2.0
+    )  # three means at their turns, one at the end
     assert found.errors == ()
 
 

@@ -41,7 +41,7 @@ from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.nvml import GpuUsage
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
 usages = [GpuUsage(busy_share=0.5, power_w=300.0, memory_used_bytes=2**30)]
-energies_j = [1e6 + 600 * n for n in range(9999)]  # 300 W, read every 2 s
+energies_j = [1e6 + 1500 * n for n in range(9999)]  # 300 W, read every 5 s
 cli.Machine = lambda choice: Machine(choice, nvml=FakeNvml(fake_gpu(0), usages=usages, energies_j=energies_j))
 cli.main()
 """
@@ -270,18 +270,26 @@ def summed_up(
 
 def energy_of(rows: Sequence[Row], window_s: float) -> float | None:
     """Energy of one GPU in the window: between the first and the last reading of the counter, which ours has now and
-    then; without one, power over time, by trapezoids. Either is stretched to the window.
+    then; before, after, and without one, power over time, by trapezoids. The load comes in phases of 5 s, as the
+    readings of the counter do: power between them may be far from that of the window.
     """
-    counted = [(row.at_s, row.energy_j) for row in rows if row.energy_j is not None]
-    if len(counted) > 1:
-        (first_s, first_j), (last_s, last_j) = counted[0], counted[-1]
-        return (last_j - first_j) / (last_s - first_s) * window_s
     span_s = rows[-1].at_s - rows[0].at_s
     if span_s <= 0:
         return None
+    counted = [row for row in rows if row.energy_j is not None]
+    if len(counted) < 2:
+        joules = power_over_time(rows)
+    else:
+        first, last = counted[0], counted[-1]
+        edges = [rows[: rows.index(first) + 1], rows[rows.index(last) :]]
+        joules = sum((power_over_time(edge) or 0.0) for edge in edges) + (last.energy_j or 0) - (first.energy_j or 0)
+    return None if joules is None else joules / span_s * window_s
+
+
+def power_over_time(rows: Sequence[Row]) -> float | None:
+    """Energy by trapezoids; `None`: no two readings of power in a row."""
     pairs = [(a, b) for a, b in itertools.pairwise(rows) if a.power_w is not None and b.power_w is not None]
-    joules = sum(((a.power_w or 0) + (b.power_w or 0)) / 2 * (b.at_s - a.at_s) for a, b in pairs)
-    return joules / span_s * window_s if pairs else None
+    return sum(((a.power_w or 0) + (b.power_w or 0)) / 2 * (b.at_s - a.at_s) for a, b in pairs) if pairs else None
 
 
 @contextlib.contextmanager

@@ -7,9 +7,12 @@ from pytest_gpuperf.analysis.doctor_assignment import assignment_findings
 from pytest_gpuperf.analysis.doctor_gpus import gpu_findings, topology_findings
 from pytest_gpuperf.analysis.finding import Finding, note, ok, problem, split_message, warning
 from pytest_gpuperf.analysis.host import DeviceNode, Facts, HeldLock, KernelError, Package, Topic, Torch
+from pytest_gpuperf.sickness import xid_of
 from pytest_gpuperf.units import format_value
 
 _ON_CPU = "Measure on the CPU: `pytest --gpuperf-device=cpu`."
+_AGAIN = "Run `gpuperf doctor` again; if it stays, "
+_DRIVER_MEND = f"{_AGAIN}and `nvidia-smi` hangs, too: `sudo dmesg | grep -i nvrm` says which GPU; then reboot."
 
 #: Filesystems of other machines, where flock is slow, emulated or not there; statfs(2) and mount(8) name them so.
 _NETWORK_FILESYSTEMS = frozenset(
@@ -18,8 +21,6 @@ _NETWORK_FILESYSTEMS = frozenset(
 #: Clock sources that a process reads without a system call (Linux, arch/*/vdso); others take about a microsecond.
 _QUICK_CLOCKS = frozenset({"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter"})
 
-#: Errors that a program causes by itself, such as an illegal address (NVIDIA's Xid catalogue).
-_XIDS_OF_PROGRAMS = frozenset({13, 31, 43, 45})
 _RECENT_S = 24 * 3600.0
 _LEAST_SHARED_MEMORY_BYTES = 2**30
 
@@ -50,9 +51,8 @@ def _troubles(facts: Facts, topic: Topic) -> Iterator[Finding]:
         if trouble.is_device:
             yield problem(topic, *split_message(trouble.text))
         else:
-            yield warning(
-                topic, f"not looked at: {trouble.text}", "Run `gpuperf doctor` again; if it stays, report it."
-            )
+            mend = _DRIVER_MEND if topic == "driver" else f"{_AGAIN}report it."
+            yield warning(topic, f"not looked at: {trouble.text}", mend)
 
 
 def _python(facts: Facts) -> Iterator[Finding]:
@@ -221,12 +221,14 @@ def _kernel_log(facts: Facts) -> Iterator[Finding]:
         kinds.setdefault((error.code, error.place), []).append(error)
     for (code, place), errors in kinds.items():
         last = min(errors, key=lambda error: error.age_s)
-        is_grave = code not in _XIDS_OF_PROGRAMS and last.age_s <= _RECENT_S
-        level = warning if is_grave else note
+        xid = xid_of(code)
+        level = warning if xid.kind == "hardware" and last.age_s <= _RECENT_S else note
         times = f", {len(errors)} times" if errors[1:] else ""
         text = f"Xid {code} on the GPU at {place}{times}, last {_ago(last.age_s)}: {last.text}"
-        cause = "A program's own error, as a rule" if code in _XIDS_OF_PROGRAMS else f"nvidia-smi -q -i {place}"
-        yield level("kernel log", text, f"{cause}; what it means: https://docs.nvidia.com/deploy/xid-errors")
+        cause = "A program's own error, as a rule: " if xid.kind == "application" else ""
+        mend = f"{cause}{xid.mend}"
+        mend = f"{mend[:1].upper()}{mend[1:]}; what it means: https://docs.nvidia.com/deploy/xid-errors"
+        yield level("kernel log", text, mend)
 
 
 def _locks(facts: Facts) -> Iterator[Finding]:

@@ -176,7 +176,7 @@ def _settings_in_words(gpus: Sequence[Gpu]) -> str:
         "ECC on" if all(info.ecc_enabled for info in infos) else "",
         _span("power limit", [info.power_limit_w for info in infos], "W"),
     ]
-    return ", ".join(filter(None, parts))
+    return ", ".join(filter(None, parts)) or "the driver tells no settings"
 
 
 def _errors(gpu: Gpu) -> Iterator[Complaint]:
@@ -260,10 +260,11 @@ def _others(gpu: Gpu, *, is_leased: bool) -> Iterator[Complaint]:
 
 
 def _others_in_words(gpus: Sequence[Gpu]) -> str:
-    used = max((gpu.state.memory_used_bytes or 0 for gpu in gpus), default=0)
+    known = [gpu.state.memory_used_bytes for gpu in gpus if gpu.state.memory_used_bytes is not None]
+    used = f"at most {format_value(max(known), 'B')} in use" if known else "memory in use not known"
     if all(gpu.others is None for gpu in gpus):
-        return f"at most {format_value(used, 'B')} in use; the driver lists no processes"
-    return f"no other processes, at most {format_value(used, 'B')} in use"
+        return f"{used}; the driver lists no processes"
+    return f"no other processes, {used}"
 
 
 def _pcie(gpu: Gpu) -> Iterator[Complaint]:
@@ -283,7 +284,7 @@ def _pcie(gpu: Gpu) -> Iterator[Complaint]:
 
 def _pcie_in_words(gpus: Sequence[Gpu]) -> str:
     links = sorted({(gpu.condition.pcie_generation or 0, gpu.condition.pcie_width or 0) for gpu in gpus})
-    if (0, 0) in links:
+    if any(0 in link for link in links):
         return "the driver tells nothing of the PCIe link"
     return (
         "PCIe link " + ", ".join(f"gen {generation} x{width}" for generation, width in links) + ", as wide as it goes"

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
@@ -17,7 +18,14 @@ from pytest_gpuperf.records import Record
 from pytest_gpuperf.report.watch import View, sample_line, summary_lines
 from pytest_gpuperf.report.watch_files import SampleFile, open_file
 from pytest_gpuperf.trials.watch import Sample, Summary, chosen, watch, watches
-from pytest_gpuperf.trials.watch_command import CannotStart, Command, caught_signals, is_ending, is_stranger
+from pytest_gpuperf.trials.watch_command import (
+    CannotStart,
+    Command,
+    caught_signals,
+    is_ending,
+    is_for_command,
+    is_stranger,
+)
 
 #: Closer readings say nothing new: the driver refreshes most values every 100 ms.
 LEAST_INTERVAL_S = 0.01
@@ -57,6 +65,8 @@ def check_plan(plan: Plan) -> None:
         raise UsageError("A command is watched until it ends. Drop --duration, or end it with timeout(1).")
     if plan.is_live and plan.is_json:
         raise UsageError("--live and --json both want the output. Drop one; --output keeps all samples beside --live.")
+    if plan.is_live and not _stream(plan).isatty():
+        raise UsageError("--live needs a terminal. Without one there are lines, --json and --output.")
 
 
 def monitor(plan: Plan, machine: Machine) -> int:
@@ -91,11 +101,15 @@ def _monitor(plan: Plan, machine: Machine) -> int:
     def stranger(pid: int) -> bool:
         return any(is_stranger(pid, command) for command in watched)
 
-    with _recording(plan.output) as recording, caught_signals() as sleep, _screen(plan) as screen:
+    with (
+        _recording(plan.output) as recording,
+        caught_signals(has_command=bool(plan.command)) as sleep,
+        _screen(plan) as screen,
+    ):
         gpus_watched = watches(nvml, devices, is_stranger=stranger if plan.command else None)
         if plan.command:
             watched.append(_started(plan, environment))
-        course = _Course(sleep, watched[0] if watched else None)
+        course = _Course(sleep, watched[0] if watched else None, _stream(plan))
         sinks = [screen, *([recording.add] if recording else [])]
         summaries = watch(
             gpus_watched,
@@ -105,28 +119,31 @@ def _monitor(plan: Plan, machine: Machine) -> int:
             show=lambda samples: course.give(samples, sinks),
         )
     if course.is_unheard:
-        return _BROKEN_PIPE
-    _print_summaries(plan, summaries)
-    return course.code if recording is None or course.code else recording.code
+        return course.unheard_code
+    with _heard(_stream(plan)) as lost:
+        _print_summaries(plan, summaries)
+    return course.code or (recording.code if recording else 0) or sum(_unwritten(error) for error in lost)
 
 
 class _Course:
     """How a watch goes on, and ends: by a signal, with its command, or when nobody listens any more."""
 
-    def __init__(self, sleep: Callable[[float], list[int]], command: Command | None) -> None:
-        self._sleep, self._command = sleep, command
+    def __init__(self, sleep: Callable[[float], list[int]], command: Command | None, stream: TextIO) -> None:
+        self._sleep, self._command, self._stream = sleep, command, stream
         self._signal: int | None = None
         self.is_unheard = False
+        self.unheard_code = 0
 
     def wait(self, seconds: float) -> bool:
         """Sleep; `True`: the watch is over."""
         end_s = time.monotonic() + seconds
         while not self.is_unheard:
-            for number in filter(is_ending, self._sleep(end_s - time.monotonic())):
-                if self._command is None:
+            for number in self._sleep(end_s - time.monotonic()):
+                if self._command is None and is_ending(number):
                     self._signal = number
                     return True
-                self._command.forward(number)
+                if self._command is not None and is_for_command(number):
+                    self._command.forward(number)
             if self._command is not None and self._command.has_ended():
                 return True
             if time.monotonic() >= end_s:
@@ -134,13 +151,13 @@ class _Course:
         return True
 
     def give(self, samples: Sequence[Sample], sinks: Sequence[Callable[[Sequence[Sample]], None]]) -> None:
-        """Hand samples on; a reader that has gone, such as head, ends the watch."""
-        try:
+        """Hand samples on; a reader that has gone, such as head, or a full disk ends the watch, and no command."""
+        with _heard(self._stream) as lost:
             for sink in sinks:
                 sink(samples)
-        except BrokenPipeError:
+        for error in lost:
             self.is_unheard = self._command is None
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+            self.unheard_code = _unwritten(error) or _BROKEN_PIPE
 
     @property
     def code(self) -> int:
@@ -195,10 +212,7 @@ def _recording(path: Path | None) -> Iterator[_Recording | None]:
 @contextlib.contextmanager
 def _screen(plan: Plan) -> Iterator[Callable[[Sequence[Sample]], None]]:
     """What takes the samples that are to be seen."""
-    # A command has the output, so the view is drawn beside it.
-    stream = sys.stderr if plan.command else sys.stdout
-    if plan.is_live and not stream.isatty():
-        raise UsageError("--live needs a terminal. Without one there are lines, --json and --output.")
+    stream = _stream(plan)
     if plan.command and not plan.is_live:
         yield lambda _: None
     elif plan.is_json:
@@ -213,18 +227,40 @@ def _screen(plan: Plan) -> Iterator[Callable[[Sequence[Sample]], None]]:
         yield lambda samples: _write("".join(f"{sample_line(sample)}\n" for sample in samples))
 
 
+def _stream(plan: Plan) -> TextIO:
+    """Where we show things. A command has the output, which may go to a pipe, so ours is beside it."""
+    return sys.stderr if plan.command else sys.stdout
+
+
+@contextlib.contextmanager
+def _heard(stream: TextIO) -> Iterator[list[OSError]]:
+    """Write to a stream that may be gone, a closed pipe or terminal, or full; what went wrong is in the list then."""
+    lost: list[OSError] = []
+    try:
+        yield lost
+    except OSError as error:
+        lost.append(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python complains at its end
+
+
+def _unwritten(error: OSError) -> int:
+    """Say what could not be written, and the exit code for it; a reader that has gone knows."""
+    if isinstance(error, BrokenPipeError):
+        return 0
+    sys.stderr.write(f"gpuperf: what was seen could not be written: {error.strerror}.\n")
+    return 1
+
+
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def _print_summaries(plan: Plan, summaries: Sequence[Summary]) -> None:
-    """Where a command had the output, beside it: what it wrote may go to a pipe."""
-    stream = sys.stderr if plan.command else sys.stdout
+    stream = _stream(plan)
     if plan.is_json:
         lines = [msgspec.json.encode(summary).decode() for summary in summaries]
     else:
         lines = [line for summary in summaries for line in summary_lines(summary)]
-    with contextlib.suppress(BrokenPipeError):
-        stream.write("".join(f"{line}\n" for line in lines))
-        stream.flush()
+    stream.write("".join(f"{line}\n" for line in lines))
+    stream.flush()

@@ -1,7 +1,7 @@
 """Read what GPUs do at an even pace, and sum it up."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -167,23 +167,27 @@ class GpuWatch:
         try:
             self._before = nvml.state(device.uuid)
             self._read_activity = nvml.activity_meter(device.uuid)
-            self._read_errors = nvml.error_meter(device.uuid)
+            self._read_errors = nvml.error_meter(device.parent_uuid or device.uuid)  # told of whole GPUs alone
         except DeviceError as error:
             self._fail(error)
 
-    def read(self) -> Sample:
-        """Read the GPU now. One that does not answer is an error in the sample, and asked again after a while."""
+    def read(self, *, is_last: bool = False) -> Sample:
+        """Read the GPU now. One that does not answer is an error in the sample, and asked again after a while.
+
+        Args:
+            is_last: Critical errors are asked for, whether their turn has come or not: one may have ended it all.
+        """
         now_s = self._clock()
+        xids = self._fresh_xids(now_s, is_last=is_last)  # first: of a GPU that falls off, it is all that is left
         if self._failure and now_s < self._retry_at_s:
-            return self._lost(now_s, self._failure)
+            return self._lost(now_s, self._failure, xids)
         try:
             usage = self._nvml.usage(self.device.uuid)
             activity = self._fresh_activity(now_s)
             energy_j = self._nvml.energy_j(self.device.uuid) if self._energy_due.has_come(now_s) else None
-            xids = self._fresh_xids(now_s)
             self._look(now_s)
         except DeviceError as error:
-            return self._lost(now_s, self._fail(error))
+            return self._lost(now_s, self._fail(error), xids)
         self._failure = None
         self._totals.add(now_s - self._begin_s, usage, activity)
         status = status_of(
@@ -195,6 +199,7 @@ class GpuWatch:
         """Sum up what was read, with the driver's counters of the whole time."""
         after: GpuState | None = None
         duration_s = self._clock() - self._begin_s
+        self._totals.add_activity(self._read_activity())  # since their last turn
         try:
             after = self._nvml.state(self.device.uuid)
         except DeviceError as error:
@@ -228,8 +233,9 @@ class GpuWatch:
         self._activity = found or self._activity
         return found
 
-    def _fresh_xids(self, now_s: float) -> tuple[int, ...]:
-        found = self._read_errors() if self._read_errors and self._errors_due.has_come(now_s) else ()
+    def _fresh_xids(self, now_s: float, *, is_last: bool) -> tuple[int, ...]:
+        is_due = self._errors_due.has_come(now_s) or is_last
+        found = self._read_errors() if self._read_errors and is_due else ()
         self._errors += [f"Xid {code}" for code in found]
         recent = [(at_s, code) for at_s, code in self._xids if now_s - at_s < _XID_SHOWN_S]
         self._xids = recent + [(now_s, code) for code in found]
@@ -243,9 +249,10 @@ class GpuWatch:
         self._others = {pid for pid in pids if self._is_stranger(pid)}
         self._all_others |= self._others
 
-    def _lost(self, now_s: float, error: str) -> Sample:
-        status = Status(word="lost", reason=error)
-        return self._sample(now_s, status, GpuUsage(), error=error)
+    def _lost(self, now_s: float, error: str, xids: tuple[int, ...]) -> Sample:
+        reason = error.partition(f"{self.device.uuid}) ")[2] or error  # a narrow line has no room to say who it is
+        status = Status(word="lost", reason=reason)
+        return self._sample(now_s, status, GpuUsage(), xids=xids, error=error)
 
     def _sample(  # noqa: PLR0913 - what was read, each by its name
         self,
@@ -335,13 +342,14 @@ class _Totals:
         self._means["busy_share"].add(usage.busy_share, duration_s)
         if usage.busy_share is None or usage.busy_share >= _WORKING_FROM:
             self._means["mean_sm_clock_mhz"].add(usage.sm_clock_mhz, duration_s)
-            self._lowest_mhz = min(_known(self._lowest_mhz, usage.sm_clock_mhz), default=None)
-        for name, value in (
-            ("peak_power_w", usage.power_w),
-            ("peak_memory_used_bytes", usage.memory_used_bytes),
-            ("peak_temperature_c", usage.temperature_c),
-        ):
-            self._peaks[name] = max(_known(self._peaks[name], value), default=None)
+            self._lowest_mhz = _first_of(min, self._lowest_mhz, usage.sm_clock_mhz)
+        peaks = self._peaks
+        peaks["peak_power_w"] = _first_of(max, peaks["peak_power_w"], usage.power_w)
+        peaks["peak_memory_used_bytes"] = _first_of(max, peaks["peak_memory_used_bytes"], usage.memory_used_bytes)
+        peaks["peak_temperature_c"] = _first_of(max, peaks["peak_temperature_c"], usage.temperature_c)
+        self.add_activity(activity)
+
+    def add_activity(self, activity: GpuActivity | None) -> None:
         if activity:
             for name in ("sm_share", "tensor_share", "dram_share"):
                 self._means[name].add(getattr(activity, name), activity.duration_s)
@@ -401,7 +409,7 @@ def watch(
         if duration_s is not None and begin_s + duration_s <= deadline_s:
             deadline_s, is_over = begin_s + duration_s, True
         is_over = wait(max(deadline_s - clock(), 0.0)) or is_over
-    show([gpu.read() for gpu in gpus])
+    show([gpu.read(is_last=True) for gpu in gpus])
     return tuple(gpu.summary() for gpu in gpus)
 
 
@@ -444,8 +452,11 @@ def _activity_values(activity: GpuActivity | None) -> dict[str, float | None]:
     return {"activity_s": activity.duration_s, **{name: getattr(activity, name) for name in names}}
 
 
-def _known(*values: float | None) -> Iterable[float]:
-    return [value for value in values if value is not None]
+def _first_of(order: Callable[[float, float], float], one: float | None, other: float | None) -> float | None:
+    """The least or the most of two values, of which either may not be known."""
+    if one is None or other is None:
+        return other if one is None else one
+    return order(one, other)
 
 
 def _difference(name: str, before: GpuState | None, after: GpuState | None) -> float | None:

@@ -15,7 +15,9 @@ from pytest_gpuperf.processes import is_running
 #: What a shell answers for a command that it cannot find, or not run.
 NOT_FOUND, NOT_STARTED = 127, 126
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_CAUGHT = (*_ENDING, signal.SIGCHLD, signal.SIGCONT)
+#: These are a command's too; what they mean to it is not known here. Slurm warns with SIGUSR1 that time is nearly up.
+_COMMANDS = (*_ENDING, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_WAKING = (signal.SIGCHLD, signal.SIGCONT)
 
 
 class CannotStart(GpuperfError):
@@ -31,26 +33,24 @@ class CannotStart(GpuperfError):
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[Callable[[float], list[int]]]:
-    """Catch what ends a process or says that a child has ended.
+def caught_signals(*, has_command: bool = False) -> Iterator[Callable[[float], list[int]]]:
+    """Catch what ends a process or says that a child has ended, and with a command all that may be meant for it.
 
     Yields a function that sleeps for some seconds or until a signal comes, and says which came. A signal that this
     process was started to ignore, as under nohup, is left alone.
     """
     reading, writing = os.pipe()
-    os.set_blocking(reading, False)
     os.set_blocking(writing, False)
-    wanted = [number for number in _CAUGHT if signal.getsignal(number) != signal.SIG_IGN]
+    caught = (*(_COMMANDS if has_command else _ENDING), *_WAKING)
+    wanted = [number for number in caught if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda *_: None) for number in wanted}
     # A byte a signal, written as it comes: none is lost between looking and sleeping.
     before_writing = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def sleep(seconds: float) -> list[int]:
-        select.select([reading], [], [], max(seconds, 0.0))
-        try:
-            return list(os.read(reading, 4096))
-        except BlockingIOError:
-            return []
+        # Ten times a second: what is not there is not asked for.
+        ready, _, _ = select.select([reading], [], [], max(seconds, 0.0))
+        return list(os.read(reading, 4096)) if ready else []
 
     try:
         yield sleep
@@ -65,6 +65,11 @@ def caught_signals() -> Iterator[Callable[[float], list[int]]]:
 def is_ending(number: int) -> bool:
     """Whether a signal asks a process to end."""
     return number in _ENDING
+
+
+def is_for_command(number: int) -> bool:
+    """Whether a signal is to be sent on to the command."""
+    return number in _COMMANDS
 
 
 class Command:

@@ -58,7 +58,9 @@ def status_of(
 
 
 def _trouble(usage: GpuUsage) -> Status | None:
-    holds = usage.holds or ()
+    holds = usage.holds
+    if not holds:
+        return None
     at = "" if usage.temperature_c is None else f" at {usage.temperature_c:.0f} C"
     clock = "" if usage.sm_clock_mhz is None else f", {usage.sm_clock_mhz:.0f} MHz"
     if "power brake" in holds:
