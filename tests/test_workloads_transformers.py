@@ -104,6 +104,31 @@ def test_a_sequence_goes_on_after_the_token_that_would_end_it(checkpoint: str) -
         assert torch.all(tokens_of(generator)[:, 10:] == 0)
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"num_beams": 3, "repetition_penalty": 1.5},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"use_cache": False},
+        {"max_time": 1e-9},
+        {"return_dict_in_generate": True},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_a_checkpoints_own_way_to_generate_changes_nothing(checkpoint: str, own: dict[str, object]) -> None:
+    """Every model is measured greedily, one sequence a request, with a cache of keys and values."""
+    (Path(checkpoint) / "generation_config.json").write_text(json.dumps(own))
+    config = Path(checkpoint) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **own}))  # where old checkpoints have them
+    with Generator(checkpoint, devices=["cpu"]) as generator:
+        seen: list[tuple[int, ...]] = []
+        assert generator._model is not None
+        embedding = generator._model.get_input_embeddings()
+        embedding.register_forward_hook(lambda _module, _inputs, output: seen.append(tuple(output.shape[:2])))
+        assert generator.generate(LOAD).output_tokens == 12
+    assert seen == [(3, 5), (3, 1), (3, 1), (3, 1)]
+
+
 def test_fewer_tokens_than_asked_for_are_no_throughput() -> None:
     refuse_short((3, 9), 4, LOAD)
     with pytest.raises(MeasurementError) as error:
