@@ -228,6 +228,34 @@ def test_a_checkpoint_that_is_not_on_the_hub_is_refused(monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"hidden_size": "256"}, "hidden_size='256' is not a whole number"),
+        ({"model_type": "llama-9", "architectures": ["Llama9ForCausalLM"]}, "'Llama9ForCausalLM' is not known here"),
+        ({"model_type": "llama-9"}, r"cannot be loaded: .*`llama-9`"),
+        ({"model_type": None}, "cannot be loaded: Unrecognized model"),
+    ],
+)
+def test_a_checkpoint_with_a_config_that_makes_no_sense_is_refused(
+    checkpoint: str, changes: dict[str, object], text: str
+) -> None:
+    file = Path(checkpoint) / "config.json"
+    fields = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    with pytest.raises(UsageError, match=text):
+        Generator(checkpoint, devices=["cpu"])
+
+
+def test_a_quantized_checkpoint_is_left_to_vllm(checkpoint: str) -> None:
+    """Its bytes are not those that would be counted and reported."""
+    file = Path(checkpoint) / "config.json"
+    quantized = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **quantized}))
+    with pytest.raises(NotSupported, match=r"quantized \(awq\).* vLLM"):
+        Generator(checkpoint, devices=["cpu"])
+
+
 def test_a_checkpoint_without_its_weights_is_refused(checkpoint: str) -> None:
     (Path(checkpoint) / "model.safetensors").write_bytes(b"cut off")  # as by a full disk
     with pytest.raises(UsageError, match=r"cannot be loaded: .*header too small"):

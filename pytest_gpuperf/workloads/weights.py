@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.errors import NotSupported, UsageError
 from pytest_gpuperf.workloads.models import (
     ModelShape,
     config_of,
@@ -26,15 +26,24 @@ def load_config(model: str) -> "PreTrainedConfig":
 
     Raises:
         UsageError: An unknown model, or a checkpoint that cannot be read.
+        NotSupported: Quantized weights, which are other work and other bytes than those of the shape.
     """
     from transformers import AutoConfig
 
     if not has_weights(model):
         return AutoConfig.for_model(**config_of(shape_of(model)))
+    if Path(model).is_dir():
+        shape_of(model)  # whose messages name the field
     try:
-        return AutoConfig.from_pretrained(model)
-    except OSError as error:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:  # ValueError: a model_type that transformers does not know
         raise _unloadable(model, error) from None
+    if (quantization := getattr(config, "quantization_config", None)) is not None:
+        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
+        raise NotSupported(
+            f"The weights of {model!r} are quantized ({method}), which Generator does not run: measure them with vLLM."
+        )
+    return config
 
 
 def shape_of_config(model: str, config: "PreTrainedConfig") -> ModelShape:
