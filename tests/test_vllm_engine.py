@@ -423,6 +423,7 @@ def test_a_value_is_not_refused_where_vllm_has_no_list() -> None:
         ({"model": "tiny", "gpu_memory_utilization": 1.5}, r"gpu_memory_utilization=1\.5\) is no share"),
         ({"model": "gpt2", "max_model_len": 2048}, "max_model_len=2048 is more than the 1024 positions that gpt2"),
         ({"model": "tiny", "options": {"dtype": "half"}}, r"options=\.\.\.\) repeats 'dtype'"),
+        ({"model": "tiny", "options": {"hf_token": "hf_a"}}, "'hf_token' is a secret, .* Set HF_TOKEN"),
         ({"model": "gpt2", "tensor_parallel_size": 5}, "12 heads"),
     ],
 )

@@ -89,7 +89,7 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
     """Find what cannot work before anything is started.
 
     Raises:
-        UsageError: An unknown model, a number below 1, a sequence over the model's limit, a doubled argument.
+        UsageError: An unknown model, a number below 1, a sequence over the model's limit, a doubled argument, a secret.
         NotSupported: Not enough GPUs, or not enough memory for the weights.
     """
     for name in _COUNTS:
@@ -100,6 +100,7 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
         raise UsageError(f"EngineConfig(gpu_memory_utilization={config.gpu_memory_utilization}) is no share: 0 to 1.")
     if doubled := sorted(set(config.options) & set(EngineConfig.__struct_fields__)):
         raise UsageError(f"EngineConfig(options=...) repeats {doubled[0]!r}, which is a field of its own.")
+    _refuse_secrets(config.options)
     shape = _shape(config)
     if shape is not None:
         refuse_uneven_heads(shape, config.tensor_parallel_size)
@@ -152,12 +153,19 @@ def with_options(config: EngineConfig, options: Mapping[str, object]) -> EngineC
     return msgspec.structs.replace(config, options={**config.options, **options})
 
 
+def _refuse_secrets(options: Mapping[str, object]) -> None:
+    """Refuse what would end up in the identity of results, and so in files that are published."""
+    if "hf_token" in options:
+        raise UsageError("'hf_token' is a secret, and arguments are written into results and baselines. Set HF_TOKEN.")
+
+
 def check_options(options: Mapping[str, object]) -> None:
-    """Refuse further arguments that are fields of EngineConfig: those are each test's own to say.
+    """Refuse further arguments that are fields of EngineConfig, which are each test's own to say, and secrets.
 
     Raises:
         UsageError: With the first of them.
     """
+    _refuse_secrets(options)
     if fields := sorted(set(options) & set(EngineConfig.__struct_fields__)):
         raise UsageError(
             f"{fields[0]!r} is a field of EngineConfig, which each test states itself. "
