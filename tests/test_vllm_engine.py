@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ import pytest
 from fake_vllm import FakeEngine
 from harness import Suite, assert_readable, results_of
 
+from pytest_gpuperf import workloads
 from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import EngineError, EngineOutOfMemory, NotSupported, UsageError
 from pytest_gpuperf.kernels import read_trace
@@ -25,6 +27,7 @@ from pytest_gpuperf.nvml import Nvml
 from pytest_gpuperf.records import configuration_differences
 from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_machine, fake_state
 from pytest_gpuperf.workloads import vllm_environment
+from pytest_gpuperf.workloads.models import config_of, shape_of
 from pytest_gpuperf.workloads.requests import Load
 from pytest_gpuperf.workloads.vllm import Engine, EngineConfig, Teardown, arguments_of, configuration_of
 from pytest_gpuperf.workloads.vllm_config import with_options
@@ -448,9 +451,20 @@ def test_weights_that_do_not_fit_skip_with_the_arithmetic() -> None:
         FaultyEngine(EngineConfig(model="llama-2-70b"), devices=fake_machine().gpus)
 
 
-def test_quantized_weights_are_left_to_vllm() -> None:
-    """How many bytes they take is its matter."""
+def test_weights_that_do_not_fit_into_ram_skip_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the kernel ends whatever it likes, this run too."""
+    monkeypatch.setattr(workloads, "_free_bytes", lambda _: 16e9)
+    with pytest.raises(NotSupported, match=r"llama-2-70b in bfloat16 needs 138 GB, and 16\.0 GB are free on cpu\."):
+        FaultyEngine(EngineConfig(model="llama-2-70b"), devices=(cpu_device(),))
+    FaultyEngine(EngineConfig(model="llama-2-7b"), devices=(cpu_device(),))
+
+
+def test_quantized_weights_are_left_to_vllm(tmp_path: Path) -> None:
+    """How many bytes they take is its matter, whether the test or the checkpoint says that they are."""
     FaultyEngine(EngineConfig(model="llama-2-70b", quantization="fp8"), devices=fake_machine().gpus)
+    config = {**config_of(shape_of("llama-2-70b")), "quantization_config": {"quant_method": "awq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    FaultyEngine(EngineConfig(model=str(tmp_path)), devices=fake_machine().gpus)
 
 
 def _pretend(patch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
@@ -729,6 +743,7 @@ def pytest_configure(config):
 """
 
 _TEST = """
+from pytest_gpuperf.workloads.models import config_of, shape_of
 from pytest_gpuperf.workloads.requests import Load
 from pytest_gpuperf.workloads.vllm import EngineConfig
 

@@ -8,6 +8,8 @@ import msgspec
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.records import Record
+from pytest_gpuperf.workloads import require_free_memory
+from pytest_gpuperf.workloads.model_config import read_config
 from pytest_gpuperf.workloads.models import (
     ModelShape,
     has_weights,
@@ -110,10 +112,25 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
                 f"{shape.name} has."
             )
     require_devices(devices, config.tensor_parallel_size)
-    if shape is not None and devices[0].kind == "cuda" and config.quantization is None and config.dtype in DTYPE_BYTES:
-        weights_bytes = shape.parameters * DTYPE_BYTES[config.dtype] / config.tensor_parallel_size
-        what = f"{shape.name} in {config.dtype}"
-        require_weights_fit(weights_bytes, devices[0], utilization=config.gpu_memory_utilization or 1.0, what=what)
+    if shape is not None:
+        _require_room(config, shape, devices[0])
+
+
+def _require_room(config: EngineConfig, shape: ModelShape, device: Device) -> None:
+    """Refuse weights that do not fit; of quantized ones vLLM alone knows the bytes."""
+    if config.quantization is not None or config.dtype not in DTYPE_BYTES or _is_quantized(config.model):
+        return
+    weights_bytes = shape.parameters * DTYPE_BYTES[config.dtype] / config.tensor_parallel_size
+    what = f"{shape.name} in {config.dtype}"
+    if device.kind == "cpu":
+        require_free_memory(weights_bytes, device=device.device, what=what)
+    else:
+        require_weights_fit(weights_bytes, device, utilization=config.gpu_memory_utilization or 1.0, what=what)
+
+
+def _is_quantized(model: str) -> bool:
+    """Whether a folder's config.json says so."""
+    return is_model_folder(model) and bool(read_config(Path(model) / "config.json").get("quantization_config"))
 
 
 def _shape(config: EngineConfig) -> ModelShape | None:
