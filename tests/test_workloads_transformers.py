@@ -26,7 +26,7 @@ from pytest_gpuperf.workloads.transformers import (
     working_memory_bytes,
 )
 from pytest_gpuperf.workloads.vllm import EngineConfig
-from pytest_gpuperf.workloads.weights import load_config, skeleton_of
+from pytest_gpuperf.workloads.weights import copy_shared, load_config, skeleton_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -189,6 +189,30 @@ def test_a_head_that_shares_the_embedding_does_so_in_one_piece_and_is_copied_in_
     assert whole.lm_head.weight is whole.model.embed_tokens.weight
     assert halves.lm_head.weight is not halves.model.embed_tokens.weight
     assert torch.equal(halves.lm_head.weight, halves.model.embed_tokens.weight)
+
+
+def test_a_checkpoints_shared_head_is_copied_in_halves_too(checkpoint: str) -> None:
+    """accelerate ties it to the embedding again, on one of the two devices."""
+    with Generator(checkpoint, devices=TWO) as generator:
+        model = generator._model
+        assert model is not None
+        assert model.lm_head.weight is not model.model.embed_tokens.weight
+        assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+        held = sum(one.numel() * one.element_size() for one in model.parameters())
+        assert held == sum(part.weight_bytes for part in generator.parts)
+    whole = Generator(checkpoint, devices=["cpu"])._model
+    assert whole is not None
+    assert whole.lm_head.weight is whole.model.embed_tokens.weight
+
+
+def test_a_tensor_that_halves_share_is_copied_to_the_device_of_each(checkpoint: str) -> None:
+    """Wherever the loading left it; one that a single part holds is not moved."""
+    model = Generator(checkpoint, devices=["cpu"])._model
+    assert model is not None
+    first, second = split(model, ("cpu", "meta"))
+    copy_shared(model, (first, second))
+    assert (model.model.embed_tokens.weight.device.type, model.lm_head.weight.device.type) == ("cpu", "meta")
+    assert model.model.norm.weight.device.type == "cpu"
 
 
 def test_the_rotary_frequencies_are_those_of_the_formula() -> None:

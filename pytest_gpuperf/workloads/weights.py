@@ -1,6 +1,7 @@
 """A transformers model with its weights in place: drawn on the device, or read from a checkpoint."""
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,7 +135,38 @@ def read_weights(model: str, parts: Sequence[Part], dtype: str) -> "PreTrainedMo
     if missing := sorted(found["missing_keys"]):
         raise UsageError(f"The model {model!r} lacks {len(missing)} of its weights, such as {missing[0]}.")
     complete: PreTrainedModel = loaded
+    copy_shared(complete, parts)
     return complete
+
+
+def copy_shared(model: "PreTrainedModel", parts: Sequence[Part]) -> None:
+    """Give each part its own copy of a tensor that it shares with another, as `split` has counted.
+
+    accelerate ties them again, all on one device (`retie_parameters` in its `dispatch_model`).
+    """
+    import torch
+
+    held = [_parameters_of(model, part) for part in parts]
+    owners = Counter(key for ids in ({id(one) for one in parameters.values()} for parameters in held) for key in ids)
+    kept: set[int] = set()
+    for part, parameters in zip(parts, held, strict=True):
+        shared = {name: one for name, one in parameters.items() if owners[id(one)] > 1}
+        made = {id(one): one for one in shared.values() if str(one.device) == part.device and id(one) not in kept}
+        kept |= made.keys()
+        for name, one in shared.items():
+            if id(one) not in made:
+                made[id(one)] = torch.nn.Parameter(one.detach().to(part.device, copy=True), requires_grad=False)
+            module, _, key = name.rpartition(".")
+            model.get_submodule(module).register_parameter(key, made[id(one)])
+
+
+def _parameters_of(model: "PreTrainedModel", part: Part) -> "dict[str, torch.nn.Parameter]":
+    """Name -> parameter of all modules of a part; a shared one under each of its names."""
+    return {
+        name: parameter
+        for module in part.modules
+        for name, parameter in model.get_submodule(module).named_parameters(module, remove_duplicate=False)
+    }
 
 
 def _unloadable(model: str, error: Exception) -> UsageError:
