@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import pytest
 from fake_vllm import FakeEngine
 from harness import Suite, assert_readable, results_of
+from msgspec.structs import replace as replace_fields
 
 from pytest_gpuperf import workloads
 from pytest_gpuperf.devices import Device, cpu_device
@@ -449,6 +450,19 @@ def test_weights_that_do_not_fit_skip_with_the_arithmetic() -> None:
         NotSupported, match=r"llama-2-70b in bfloat16 take 138 GB on each GPU, .* 77\.0 GB of NVIDIA H100"
     ):
         FaultyEngine(EngineConfig(model="llama-2-70b"), devices=fake_machine().gpus)
+
+
+def test_a_cache_of_a_given_size_that_does_not_fit_beside_the_weights_skips_with_the_arithmetic() -> None:
+    """16.1 GB and 8 GiB on the 24 GB of an L4; without the size vLLM takes what is left."""
+    gpus = [replace_fields(gpu, name="NVIDIA L4", memory_bytes=24_152_899_584) for gpu in fake_machine().gpus]
+    config = EngineConfig(model="llama-3-8b", max_model_len=1024, kv_cache_memory_bytes=8 * _GIB)
+    with pytest.raises(
+        NotSupported,
+        match=r"llama-3-8b in bfloat16 take 16\.1 GB on each GPU, keys and values 8\.59 GB, .*NVIDIA L4 has 24\.2 GB",
+    ):
+        FaultyEngine(config, devices=gpus)
+    FaultyEngine(config, devices=fake_machine().gpus)
+    FaultyEngine(replace_fields(config, kv_cache_memory_bytes=None), devices=gpus)
 
 
 def test_weights_that_do_not_fit_into_ram_skip_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,12 @@ from pytest_gpuperf.workloads.models import (
     refuse_uneven_heads,
     shape_of,
 )
-from pytest_gpuperf.workloads.vllm_environment import DTYPE_BYTES, require_devices, require_weights_fit
+from pytest_gpuperf.workloads.vllm_environment import (
+    DTYPE_BYTES,
+    require_cache_fits,
+    require_devices,
+    require_weights_fit,
+)
 
 #: The CPU build would take most of the host's memory for its KV cache.
 _CPU_KV_BYTES = 256 * 2**20
@@ -117,7 +122,7 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
 
 
 def _require_room(config: EngineConfig, shape: ModelShape, device: Device) -> None:
-    """Refuse weights that do not fit; of quantized ones vLLM alone knows the bytes."""
+    """Refuse weights, and a cache of a given size, that do not fit; of quantized ones vLLM alone knows the bytes."""
     if config.quantization is not None or config.dtype not in DTYPE_BYTES or _is_quantized(config.model):
         return
     weights_bytes = shape.parameters * DTYPE_BYTES[config.dtype] / config.tensor_parallel_size
@@ -126,6 +131,7 @@ def _require_room(config: EngineConfig, shape: ModelShape, device: Device) -> No
         require_free_memory(weights_bytes, device=device.device, what=what)
     else:
         require_weights_fit(weights_bytes, device, utilization=config.gpu_memory_utilization or 1.0, what=what)
+        require_cache_fits(config.kv_cache_memory_bytes or 0, device, weights_bytes=weights_bytes, what=what)
 
 
 def _is_quantized(model: str) -> bool:
