@@ -147,12 +147,18 @@ def _described(runs: Sequence[Measurement], then: Mapping[int, float] | None) ->
     best = optimum(now, last.better)
     words = [f"best at {_axis(runs)} {best}: {format_value(now[best], last.unit)}"]
     if last.better == "higher" and len(now) > 2:
-        bends = knee(now)
-        before = "" if then is None or len(then) < 3 or knee(then) == bends else f", {knee(then)} in the baseline"
-        words.append(f"knee at {bends}{before}")
+        bends, bent = _bend(now), _bend(then) if then and len(then) > 2 else None
+        before = "" if bent is None or bent == bends else f", {bent or 'none'} in the baseline"
+        words.append(f"{f'knee at {bends}' if bends else 'no knee'}{before}")
     if last.curve and last.curve.end:
         words.append(f"ends: {last.curve.end}")
     return "; ".join(words)
+
+
+def _bend(points: Mapping[int, float]) -> int:
+    """The knee; 0 where the largest size still gains."""
+    found = knee(points)
+    return 0 if found == max(points) else found
 
 
 def means(curves: Sequence[Curve | BaselineRun]) -> dict[int, float]:
