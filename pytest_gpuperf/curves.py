@@ -91,7 +91,7 @@ def _decided(
     worse = {size: one for size, one in points.items() if one.status == "REGRESSED"}
     if worse:
         return _because_of(worse, verdict, runs, "REGRESSED")
-    if loss := _lost_end(runs, before):
+    if loss := lost_end(runs, before):
         words = f"{loss}. The sizes before it: {verdict.reason}"
         return replace(verdict, status="REGRESSED", reason=words, is_low_power=False)
     # No single metric beyond its tolerance passes either: it is measured again. Of many sizes one is often beyond it.
@@ -114,8 +114,10 @@ def _is_beyond(verdict: Verdict) -> bool:
     return verdict.change is not None and verdict.change > verdict.tolerance
 
 
-def _lost_end(runs: Sequence[Measurement], before: Sequence[BaselineRun]) -> str | None:
-    """Say that every run that counts gave out before any run of the baseline ended."""
+def lost_end(runs: Sequence[Measurement], before: Sequence[BaselineRun]) -> str | None:
+    """Say that every run that counts gave out before any run of the baseline ended; `None` if not, or if no curve."""
+    if not before or not all(run.curve for run in runs) or not all(run.points for run in before):
+        return None
     counting = runs[1:] or runs
     ends = [(max(_sizes(run.curve.points)), run.curve.end) for run in counting if run.curve]
     then = min(max(_sizes(run.points)) for run in before)
@@ -145,12 +147,18 @@ def _described(runs: Sequence[Measurement], then: Mapping[int, float] | None) ->
     best = optimum(now, last.better)
     words = [f"best at {_axis(runs)} {best}: {format_value(now[best], last.unit)}"]
     if last.better == "higher" and len(now) > 2:
-        bends = knee(now)
-        before = "" if then is None or len(then) < 3 or knee(then) == bends else f", {knee(then)} in the baseline"
-        words.append(f"knee at {bends}{before}")
+        bends, bent = _bend(now), _bend(then) if then and len(then) > 2 else None
+        before = "" if bent is None or bent == bends else f", {bent or 'none'} in the baseline"
+        words.append(f"{f'knee at {bends}' if bends else 'no knee'}{before}")
     if last.curve and last.curve.end:
         words.append(f"ends: {last.curve.end}")
     return "; ".join(words)
+
+
+def _bend(points: Mapping[int, float]) -> int:
+    """The knee; 0 where the largest size still gains."""
+    found = knee(points)
+    return 0 if found == max(points) else found
 
 
 def means(curves: Sequence[Curve | BaselineRun]) -> dict[int, float]:

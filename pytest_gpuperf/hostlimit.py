@@ -10,6 +10,7 @@ from statistics import fmean
 
 from msgspec.structs import replace
 
+from pytest_gpuperf.curves import lost_end
 from pytest_gpuperf.records import Measurement, MetricBaseline, Verdict
 from pytest_gpuperf.units import format_percent
 
@@ -26,20 +27,23 @@ def limited(verdict: Verdict, runs: Sequence[Measurement], baseline: MetricBasel
     """Say of a verdict that the host was the limit, and take back a REGRESSED that is the host's alone.
 
     Where the GPU was kept busy in the baseline and is not any more, the host became the limit with the change: such a
-    REGRESSED stays, and the remark says what happened.
+    REGRESSED stays, and the remark says what happened. That of a curve which gave out early stays too: memory is no
+    matter of the host's pace.
 
     Args:
         verdict: Of the judge.
         runs: In order.
         baseline: What they were compared with.
     """
-    now = _share([run.gpu_busy_share for run in runs])
-    then = _share([run.gpu_busy_share for session in (baseline.sessions if baseline else ()) for run in session.runs])
+    before = [run for session in (baseline.sessions if baseline else ()) for run in session.runs]
+    now, then = (_share([run.gpu_busy_share for run in some]) for some in (runs, before))
     if now is None or not is_host_limited(now):
         return verdict
     words = f"limited by the host: GPU busy {format_percent(now)} of the time"
     if then is not None and not is_host_limited(then):
         return replace(verdict, remark=_joined(verdict.remark, f"{words}, {format_percent(then)} in the baseline"))
+    if verdict.status == "REGRESSED" and lost_end(runs, before):
+        return replace(verdict, remark=_joined(verdict.remark, words))
     is_open = verdict.status in ("REGRESSED", "INCONCLUSIVE")
     return replace(
         verdict,

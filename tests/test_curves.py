@@ -156,10 +156,19 @@ def test_remark_names_best_size_and_knee_with_that_of_the_baseline() -> None:
     assert verdict.remark.startswith("best at batch size 64: 725.0 tok/s; knee at 8, 32 in the baseline")
 
 
+def test_curve_that_still_rises_at_its_last_size_has_no_knee() -> None:
+    bent, rising = {1: 100.0, 8: 700.0, 32: 720.0}, {1: 100.0, 8: 700.0, 32: 2000.0}
+    now, then = (judge_curve([run(a)], accepted(b), Ruler("PASS")).remark for a, b in ((rising, bent), (bent, rising)))
+    assert now is not None
+    assert then is not None
+    assert now.startswith("best at batch size 32: 2000 tok/s; no knee, 8 in the baseline")
+    assert then.startswith("best at batch size 32: 720.0 tok/s; knee at 8, none in the baseline")
+
+
 def test_new_curve_names_its_best_size_and_its_end() -> None:
     verdict = judge_curve([run(RATES, end="out of memory at 64")], None, Ruler())
     assert verdict.status == "NEW"
-    assert verdict.remark == "best at batch size 32: 14982 tok/s; knee at 32; ends: out of memory at 64"
+    assert verdict.remark == "best at batch size 32: 14982 tok/s; no knee; ends: out of memory at 64"
 
 
 def test_curve_that_gives_out_earlier_than_ever_is_red() -> None:
@@ -233,7 +242,7 @@ def test_curve_is_recorded_and_judged_as_one_metric(pytester: pytest.Pytester) -
         sweep(RATES).record(pytester)
     result = sweep(RATES).run(pytester)
     result.stdout.fnmatch_lines(
-        ["*throughput *3334 tok/s*PASS low power", "  best at batch size 32: 14982 tok/s; knee at 32"]
+        ["*throughput *3334 tok/s*PASS low power", "  best at batch size 32: 14982 tok/s; no knee"]
     )
     points = results_of(pytester).tests[0].measurements[0].curve
     assert points is not None

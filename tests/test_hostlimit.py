@@ -2,9 +2,10 @@
 
 import pytest
 from harness import CONFIRMING, Suite, gpuperf, verdicts_of
+from msgspec.structs import replace
 
 from pytest_gpuperf.hostlimit import is_host_limited, limited
-from pytest_gpuperf.records import BaselineRun, Measurement, Method, MetricBaseline, Session, Status, Verdict
+from pytest_gpuperf.records import BaselineRun, Curve, Measurement, Method, MetricBaseline, Session, Status, Verdict
 
 RECORDED = Method(clock="wall", mode="recorded")
 
@@ -58,6 +59,18 @@ def test_host_that_became_the_limit_is_red_with_both_shares() -> None:
     found = limited(verdict("REGRESSED"), [run(0.7)], accepted(0.97))
     assert (found.status, found.is_host_limited) == ("REGRESSED", False)
     assert found.remark == "limited by the host: GPU busy 70 % of the time, 97 % in the baseline"
+
+
+def test_curve_that_gives_out_early_is_not_the_hosts_doing() -> None:
+    """Small batches leave the GPU waiting, and memory is short all the same."""
+    early = replace(run(0.5), curve=Curve(x="batch size", points={"1": 90.0}, end="out of memory at 8: full"))
+    (session,) = accepted(0.5).sessions
+    whole = replace(session, runs=(replace(session.runs[0], points={"1": 100.0, "8": 700.0}),))
+    found = limited(verdict("REGRESSED"), [early], replace(accepted(0.5), sessions=(whole,)))
+    assert (found.status, found.is_host_limited) == ("REGRESSED", False)
+    assert found.remark == "limited by the host: GPU busy 50 % of the time"
+    full = replace(early, curve=Curve(x="batch size", points={"1": 90.0, "8": 700.0}))
+    assert limited(verdict("REGRESSED"), [full], replace(accepted(0.5), sessions=(whole,))).status == "INCONCLUSIVE"
 
 
 @pytest.mark.parametrize("share", [0.95, None])

@@ -270,6 +270,7 @@ def test_any_shape_survives_its_config_and_is_the_sum_of_its_parts(shape: ModelS
 def test_fields_that_may_be_left_out_have_the_values_of_their_architecture(tmp_path: Path) -> None:
     shape = shape_of(config_file(tmp_path, num_key_value_heads=None, head_dim=None, tie_word_embeddings=None))
     assert (shape.kv_heads, shape.head_dim, shape.is_tied) == (4, 64, False)
+    assert shape_of(config_file(tmp_path, rope_theta=None)).rope_theta == 10000.0
     gpt2 = {**config_of(presets()["gpt2"]), "n_inner": None, "tie_word_embeddings": True}
     assert shape_from_config(gpt2, name="gpt2", place="here") == presets()["gpt2"]
 
@@ -284,7 +285,12 @@ def test_fields_that_may_be_left_out_have_the_values_of_their_architecture(tmp_p
         ({"hidden_size": 250, "head_dim": None}, "hidden_size=250 does not divide into 4 heads."),
         ({"architectures": None}, "lacks 'architectures'. Known: LlamaForCausalLM,"),
         ({"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM' is not known here, and its size is not gu"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "the architecture ['LlamaForCausalLM'] is not known here"),
         ({"attention_bias": True}, "attention_bias=True of LlamaForCausalLM is not known here, only False."),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false' is neither true nor false."),
+        ({"rope_parameters": {"rope_theta": "high"}}, "rope_theta='high' is not a number above zero."),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta=nan is not a number above zero."),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear' is not an object of fields."),
     ],
 )
 def test_a_config_that_leaves_the_size_open_is_refused_by_name(

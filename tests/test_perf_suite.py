@@ -7,24 +7,30 @@ ms, behind which the host's work of 1.5 ms is hidden. These are about the times 
 from pathlib import Path
 
 import pytest
-from harness import FAKE_H100, Suite, assert_readable, statuses_of, verdicts_of
+from harness import FAKE_H100, Suite, assert_readable, results_of, statuses_of, verdicts_of
 
 PERF_TESTS = Path(__file__).parents[1] / "perf_tests"
 ENGINE = """
 import os
 from types import SimpleNamespace
 import pytest
+from pytest_gpuperf.errors import EngineError, EngineOutOfMemory
 from pytest_gpuperf.records import KernelSummary, KernelUse
 from pytest_gpuperf.workloads.requests import Generation, GpuTime, RequestTiming
 
 GPU = float(os.environ.get("GPU", "1"))
 HOST = float(os.environ.get("HOST", "1"))
+FULL_FROM = int(os.environ.get("FULL_FROM", "1000000"))
 FIRST_S, NEXT_S = 7e-3 * GPU, 6.4e-3 * GPU
 
 class Engine:
     load_time_s, blocks, block_size, version = 30.0 * HOST, 4096, 16, "0.26.0"
+    is_running = True
 
     def generate(self, load, timeout_s=300):
+        if load.requests >= FULL_FROM:
+            self.is_running = False
+            raise EngineOutOfMemory("CUDA out of memory.")
         gap_s = max(NEXT_S * (1 + load.requests / 256), 1.5e-3 * HOST)
         ttft_s = FIRST_S + 3e-3 * HOST
         gaps_s = (gap_s,) * (load.output_tokens - 1) if load.requests == 1 else ()
@@ -38,6 +44,8 @@ class Engine:
         return Generation(duration_s=latency_s * rounds, requests=requests, step_count=load.output_tokens * rounds)
 
     def profile(self, load, timeout_s=300, keep=None):
+        if not self.is_running:
+            raise EngineError("The engine is not running.")
         next_s = NEXT_S * (1 + load.requests / 256) * (load.output_tokens - 1)
         kernel = KernelUse(name="gemm", count=1.0, time_s=NEXT_S, blocks=132.0)
         summary = KernelSummary(
@@ -49,7 +57,7 @@ class Engine:
 @pytest.fixture
 def vllm_engine(perf, gpus):
     def start(config):
-        perf.configure({"engine": "vllm", "model": config.model})
+        perf.configure({"engine": "vllm", "model": config.model, "max_model_len": config.max_model_len or "its own"})
         return Engine()
     return start
 """
@@ -105,3 +113,21 @@ def test_a_curve_over_batch_sizes_is_one_metric(pytester: pytest.Pytester) -> No
     result = suite("test_batch_size.py", "-k", "vllm").run(pytester)
     result.assert_outcomes(passed=1)
     assert {name.split()[1] for name in statuses_of(pytester)} == {"throughput", "latency", "gpu_step_time"}
+
+
+def test_an_engine_that_ran_out_of_memory_ends_its_curve_and_not_its_test(pytester: pytest.Pytester) -> None:
+    """It is dead then: what it had answered counts, and there is nobody to profile."""
+    result = suite("test_batch_size.py", "-k", "vllm", FULL_FROM="64").run(pytester)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*best at batch size 32: *; ends: out of memory at 64: CUDA out of memory."])
+    assert {name.split()[1] for name in statuses_of(pytester)} == {"throughput", "latency"}
+
+
+@pytest.mark.parametrize(("given", "length"), [((), "its own"), (("--gpuperf-model", "qwen2.5-7b"), "512")])
+def test_a_model_of_the_users_needs_no_cache_for_its_longest_sequence(
+    pytester: pytest.Pytester, given: tuple[str, ...], length: str
+) -> None:
+    """Of 131,072 tokens keys and values alone are 7.5 GB, and the test asks for 256."""
+    suite("test_batch_size.py", "-k", "vllm", *given).run(pytester).assert_outcomes(passed=1)
+    (record,) = results_of(pytester).tests
+    assert {(one.configuration or {})["max_model_len"] for one in record.measurements} == {length}

@@ -87,6 +87,7 @@ def test_model_that_is_none_is_refused_before_anything_runs(pytester: pytest.Pyt
             '{"max_num_seqs": 8}',
             "--gpuperf-vllm-args: 'max_num_seqs' is a field of EngineConfig, which each test states itself. Give *",
         ),
+        ('{"hf_token": "hf_abc"}', "--gpuperf-vllm-args: 'hf_token' is a secret, *"),
     ],
 )
 def test_arguments_of_vllm_that_are_none_are_refused(pytester: pytest.Pytester, text: str, message: str) -> None:

@@ -129,10 +129,15 @@ def test_the_gaps_lead_from_the_first_token_to_the_last(given_requests: list[tup
         ({"requests": 0}, r"Load\(requests=0\): at least 1"),
         ({"prompt_tokens": 0}, r"Load\(prompt_tokens=0\)"),
         ({"output_tokens": -1}, r"Load\(output_tokens=-1\)"),
+        ({"requests": 128 / 2}, r"Load\(requests=64\.0\): a whole number is needed"),
+        ({"requests": True}, r"Load\(requests=True\): a whole number is needed"),
+        ({"output_tokens": "8"}, r"Load\(output_tokens='8'\): a whole number is needed"),
+        ({"seed": 0.5}, r"Load\(seed=0\.5\): a whole number is needed"),
+        ({"seed": -1}, r"Load\(seed=-1\): at least 0"),
         ({"shared_prefix_tokens": 9}, "shared_prefix_tokens=9.* is not between 0 and the 8 tokens"),
     ],
 )
-def test_an_impossible_load_is_a_mistake(asked: dict[str, int], message: str) -> None:
+def test_an_impossible_load_is_a_mistake(asked: dict[str, Any], message: str) -> None:
     """With the number."""
     with pytest.raises(UsageError, match=message):
         Load(**{"requests": 1, "prompt_tokens": 8, "output_tokens": 8, **asked})

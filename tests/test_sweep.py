@@ -116,3 +116,8 @@ def test_a_curve_that_still_rises_has_no_knee() -> None:
         "best batch size 2: 200.0 tok/s, 1.000 s a request; no knee: the last doubling still adds 10 % or more; "
         "ends: out of memory at 4: full"
     )
+
+
+def test_a_curve_of_one_size_has_no_doubling_to_speak_of() -> None:
+    line = batch_size_line({1: 100.0}, {1: 1.0}, end="out of memory at 4: full")
+    assert line == "best batch size 1: 100.0 tok/s, 1.000 s a request; ends: out of memory at 4: full"

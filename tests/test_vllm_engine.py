@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -17,7 +18,9 @@ from typing import Any, ClassVar
 import pytest
 from fake_vllm import FakeEngine
 from harness import Suite, assert_readable, results_of
+from msgspec.structs import replace as replace_fields
 
+from pytest_gpuperf import workloads
 from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import EngineError, EngineOutOfMemory, NotSupported, UsageError
 from pytest_gpuperf.kernels import read_trace
@@ -25,6 +28,7 @@ from pytest_gpuperf.nvml import Nvml
 from pytest_gpuperf.records import configuration_differences
 from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_machine, fake_state
 from pytest_gpuperf.workloads import vllm_environment
+from pytest_gpuperf.workloads.models import config_of, shape_of
 from pytest_gpuperf.workloads.requests import Load
 from pytest_gpuperf.workloads.vllm import Engine, EngineConfig, Teardown, arguments_of, configuration_of
 from pytest_gpuperf.workloads.vllm_config import with_options
@@ -423,6 +427,7 @@ def test_a_value_is_not_refused_where_vllm_has_no_list() -> None:
         ({"model": "tiny", "gpu_memory_utilization": 1.5}, r"gpu_memory_utilization=1\.5\) is no share"),
         ({"model": "gpt2", "max_model_len": 2048}, "max_model_len=2048 is more than the 1024 positions that gpt2"),
         ({"model": "tiny", "options": {"dtype": "half"}}, r"options=\.\.\.\) repeats 'dtype'"),
+        ({"model": "tiny", "options": {"hf_token": "hf_a"}}, "'hf_token' is a secret, .* Set HF_TOKEN"),
         ({"model": "gpt2", "tensor_parallel_size": 5}, "12 heads"),
     ],
 )
@@ -447,9 +452,33 @@ def test_weights_that_do_not_fit_skip_with_the_arithmetic() -> None:
         FaultyEngine(EngineConfig(model="llama-2-70b"), devices=fake_machine().gpus)
 
 
-def test_quantized_weights_are_left_to_vllm() -> None:
-    """How many bytes they take is its matter."""
+def test_a_cache_of_a_given_size_that_does_not_fit_beside_the_weights_skips_with_the_arithmetic() -> None:
+    """16.1 GB and 8 GiB on the 24 GB of an L4; without the size vLLM takes what is left."""
+    gpus = [replace_fields(gpu, name="NVIDIA L4", memory_bytes=24_152_899_584) for gpu in fake_machine().gpus]
+    config = EngineConfig(model="llama-3-8b", max_model_len=1024, kv_cache_memory_bytes=8 * _GIB)
+    with pytest.raises(
+        NotSupported,
+        match=r"llama-3-8b in bfloat16 take 16\.1 GB on each GPU, keys and values 8\.59 GB, .*NVIDIA L4 has 24\.2 GB",
+    ):
+        FaultyEngine(config, devices=gpus)
+    FaultyEngine(config, devices=fake_machine().gpus)
+    FaultyEngine(replace_fields(config, kv_cache_memory_bytes=None), devices=gpus)
+
+
+def test_weights_that_do_not_fit_into_ram_skip_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the kernel ends whatever it likes, this run too."""
+    monkeypatch.setattr(workloads, "_free_bytes", lambda _: 16e9)
+    with pytest.raises(NotSupported, match=r"llama-2-70b in bfloat16 needs 138 GB, and 16\.0 GB are free on cpu\."):
+        FaultyEngine(EngineConfig(model="llama-2-70b"), devices=(cpu_device(),))
+    FaultyEngine(EngineConfig(model="llama-2-7b"), devices=(cpu_device(),))
+
+
+def test_quantized_weights_are_left_to_vllm(tmp_path: Path) -> None:
+    """How many bytes they take is its matter, whether the test or the checkpoint says that they are."""
     FaultyEngine(EngineConfig(model="llama-2-70b", quantization="fp8"), devices=fake_machine().gpus)
+    config = {**config_of(shape_of("llama-2-70b")), "quantization_config": {"quant_method": "awq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    FaultyEngine(EngineConfig(model=str(tmp_path)), devices=fake_machine().gpus)
 
 
 def _pretend(patch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
@@ -728,6 +757,7 @@ def pytest_configure(config):
 """
 
 _TEST = """
+from pytest_gpuperf.workloads.models import config_of, shape_of
 from pytest_gpuperf.workloads.requests import Load
 from pytest_gpuperf.workloads.vllm import EngineConfig
 

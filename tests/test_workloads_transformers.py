@@ -26,7 +26,7 @@ from pytest_gpuperf.workloads.transformers import (
     working_memory_bytes,
 )
 from pytest_gpuperf.workloads.vllm import EngineConfig
-from pytest_gpuperf.workloads.weights import load_config, skeleton_of
+from pytest_gpuperf.workloads.weights import copy_shared, load_config, skeleton_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -104,6 +104,31 @@ def test_a_sequence_goes_on_after_the_token_that_would_end_it(checkpoint: str) -
         assert torch.all(tokens_of(generator)[:, 10:] == 0)
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"num_beams": 3, "repetition_penalty": 1.5},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"use_cache": False},
+        {"max_time": 1e-9},
+        {"return_dict_in_generate": True},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_a_checkpoints_own_way_to_generate_changes_nothing(checkpoint: str, own: dict[str, object]) -> None:
+    """Every model is measured greedily, one sequence a request, with a cache of keys and values."""
+    (Path(checkpoint) / "generation_config.json").write_text(json.dumps(own))
+    config = Path(checkpoint) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **own}))  # where old checkpoints have them
+    with Generator(checkpoint, devices=["cpu"]) as generator:
+        seen: list[tuple[int, ...]] = []
+        assert generator._model is not None
+        embedding = generator._model.get_input_embeddings()
+        embedding.register_forward_hook(lambda _module, _inputs, output: seen.append(tuple(output.shape[:2])))
+        assert generator.generate(LOAD).output_tokens == 12
+    assert seen == [(3, 5), (3, 1), (3, 1), (3, 1)]
+
+
 def test_fewer_tokens_than_asked_for_are_no_throughput() -> None:
     refuse_short((3, 9), 4, LOAD)
     with pytest.raises(MeasurementError) as error:
@@ -166,6 +191,30 @@ def test_a_head_that_shares_the_embedding_does_so_in_one_piece_and_is_copied_in_
     assert torch.equal(halves.lm_head.weight, halves.model.embed_tokens.weight)
 
 
+def test_a_checkpoints_shared_head_is_copied_in_halves_too(checkpoint: str) -> None:
+    """accelerate ties it to the embedding again, on one of the two devices."""
+    with Generator(checkpoint, devices=TWO) as generator:
+        model = generator._model
+        assert model is not None
+        assert model.lm_head.weight is not model.model.embed_tokens.weight
+        assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+        held = sum(one.numel() * one.element_size() for one in model.parameters())
+        assert held == sum(part.weight_bytes for part in generator.parts)
+    whole = Generator(checkpoint, devices=["cpu"])._model
+    assert whole is not None
+    assert whole.lm_head.weight is whole.model.embed_tokens.weight
+
+
+def test_a_tensor_that_halves_share_is_copied_to_the_device_of_each(checkpoint: str) -> None:
+    """Wherever the loading left it; one that a single part holds is not moved."""
+    model = Generator(checkpoint, devices=["cpu"])._model
+    assert model is not None
+    first, second = split(model, ("cpu", "meta"))
+    copy_shared(model, (first, second))
+    assert (model.model.embed_tokens.weight.device.type, model.lm_head.weight.device.type) == ("cpu", "meta")
+    assert model.model.norm.weight.device.type == "cpu"
+
+
 def test_the_rotary_frequencies_are_those_of_the_formula() -> None:
     model = Generator("tiny", devices=["cpu"])._model
     assert model is not None
@@ -201,6 +250,34 @@ def test_a_checkpoint_that_is_not_on_the_hub_is_refused(monkeypatch: pytest.Monk
         "The model 'nobody/nothing' cannot be loaded: "
         "nobody/nothing is not a local folder and is not a valid model identifier"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"hidden_size": "256"}, "hidden_size='256' is not a whole number"),
+        ({"model_type": "llama-9", "architectures": ["Llama9ForCausalLM"]}, "'Llama9ForCausalLM' is not known here"),
+        ({"model_type": "llama-9"}, r"cannot be loaded: .*`llama-9`"),
+        ({"model_type": None}, "cannot be loaded: Unrecognized model"),
+    ],
+)
+def test_a_checkpoint_with_a_config_that_makes_no_sense_is_refused(
+    checkpoint: str, changes: dict[str, object], text: str
+) -> None:
+    file = Path(checkpoint) / "config.json"
+    fields = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    with pytest.raises(UsageError, match=text):
+        Generator(checkpoint, devices=["cpu"])
+
+
+def test_a_quantized_checkpoint_is_left_to_vllm(checkpoint: str) -> None:
+    """Its bytes are not those that would be counted and reported."""
+    file = Path(checkpoint) / "config.json"
+    quantized = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **quantized}))
+    with pytest.raises(NotSupported, match=r"quantized \(awq\).* vLLM"):
+        Generator(checkpoint, devices=["cpu"])
 
 
 def test_a_checkpoint_without_its_weights_is_refused(checkpoint: str) -> None:

@@ -1,6 +1,7 @@
 """Between a model's shape and its config.json, as transformers and vLLM read it."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,12 +40,12 @@ def shape_from_config(config: Mapping[str, object], *, name: str, place: str) ->
     for key, value in family.fixed.items():
         if config.get(key, value) != value:
             raise UsageError(f"{place}: {key}={config[key]!r} of {architecture} is not known here, only {value!r}.")
-    theta, scaling = _rope(config) if family.has_rope else (None, None)
+    theta, scaling = _rope(config, place) if family.has_rope else (None, None)
     return ModelShape(
         name=name,
         architecture=architecture,
         **_sizes(config, family, place),
-        is_tied=bool(config.get("tie_word_embeddings", family.is_tied)),
+        is_tied=_is_tied(config, family, place),
         sliding_window=_whole(config, "sliding_window", place) if family.model_type == "mistral" else None,
         rope_theta=theta,
         rope_scaling=scaling,
@@ -74,12 +75,12 @@ def _architecture(config: Mapping[str, object], place: str) -> str:
     named = config.get("architectures")
     if not isinstance(named, list) or not named:
         raise UsageError(f"{place} lacks 'architectures'. Known: {', '.join(FAMILIES)}.")
-    if named[0] not in FAMILIES:
+    if not isinstance(named[0], str) or named[0] not in FAMILIES:
         raise UsageError(
             f"{place}: the architecture {named[0]!r} is not known here, and its size is not guessed. "
             f"Known: {', '.join(FAMILIES)}."
         )
-    return str(named[0])
+    return named[0]
 
 
 def _whole(config: Mapping[str, object], key: str, place: str) -> int | None:
@@ -91,11 +92,25 @@ def _whole(config: Mapping[str, object], key: str, place: str) -> int | None:
     return value
 
 
-def _rope(config: Mapping[str, object]) -> tuple[float, dict[str, int | float | str] | None]:
+def _is_tied(config: Mapping[str, object], family: Family, place: str) -> bool:
+    tied = config.get("tie_word_embeddings", family.is_tied)
+    if not isinstance(tied, bool | None):
+        raise UsageError(f"{place}: tie_word_embeddings={tied!r} is neither true nor false.")
+    return bool(tied)
+
+
+def _rope(config: Mapping[str, object], place: str) -> tuple[float, dict[str, int | float | str] | None]:
     """Base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` before it."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = dict(parameters) if isinstance(parameters, dict) else {}
-    theta = scaling.pop("rope_theta", config.get("rope_theta", 10000.0))
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    parameters = config.get(key) or {}
+    if not isinstance(parameters, dict):
+        raise UsageError(f"{place}: {key}={parameters!r} is not an object of fields.")
+    scaling = dict(parameters)
+    theta = scaling.pop("rope_theta", None)
+    theta = config.get("rope_theta") if theta is None else theta
+    theta = 10000.0 if theta is None else theta
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise UsageError(f"{place}: rope_theta={theta!r} is not a number above zero.")
     is_plain = scaling.get("rope_type", scaling.get("type", "default")) == "default"
     return float(theta), None if is_plain else scaling
 

@@ -25,7 +25,7 @@ class Load(Record, frozen=True, kw_only=True):
         seed: Of the tokens.
 
     Raises:
-        UsageError: A count below one, or a prefix longer than the prompt.
+        UsageError: A count that is no whole number or below one, or a prefix longer than the prompt.
     """
 
     requests: int
@@ -35,10 +35,14 @@ class Load(Record, frozen=True, kw_only=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("requests", "prompt_tokens", "output_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"Load({name}={getattr(self, name)}): at least 1 is needed.")
-        if not 0 <= self.shared_prefix_tokens <= self.prompt_tokens:
+        least = {"requests": 1, "prompt_tokens": 1, "output_tokens": 1, "shared_prefix_tokens": 0, "seed": 0}
+        for name, lowest in least.items():
+            value: object = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UsageError(f"Load({name}={value!r}): a whole number is needed.")
+            if value < lowest:
+                raise UsageError(f"Load({name}={value}): at least {lowest} is needed.")
+        if self.shared_prefix_tokens > self.prompt_tokens:
             raise UsageError(
                 f"Load(shared_prefix_tokens={self.shared_prefix_tokens}) is not between 0 and "
                 f"the {self.prompt_tokens} tokens of the prompt."

@@ -131,7 +131,7 @@ def batch_size_line(throughput: Mapping[int, float], latency_s: Mapping[int, flo
     """
     best, bend = optimum(throughput, "higher"), knee(throughput)
     texts = [f"best batch size {best}: {_at(best, throughput, latency_s)}"]
-    if bend == max(throughput):
+    if bend == max(throughput) and len(throughput) > 1:
         texts.append(f"no knee: the last doubling still adds {format_percent(KNEE_GAIN)} or more")
     elif bend != best:
         texts.append(f"knee at {bend}: {_at(bend, throughput, latency_s)}")

@@ -199,10 +199,12 @@ class Generator:
             require_free_memory(kv_bytes + activation_bytes, device=part.device, what=what)
 
     def _prepared(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        from transformers import GenerationConfig
+
         refuse_misplaced(model, self.parts)
         model.eval()
-        model.generation_config.eos_token_id = None  # or a sequence may end early
-        model.generation_config.pad_token_id = 0
+        # in place of a checkpoint's own, which may ask for beams, penalties, no cache, or an early end
+        model.generation_config = GenerationConfig(pad_token_id=0)
         return model
 
     def _synchronize(self, *, resets_peak: bool = False) -> None:

@@ -8,6 +8,8 @@ import msgspec
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.records import Record
+from pytest_gpuperf.workloads import require_free_memory
+from pytest_gpuperf.workloads.model_config import read_config
 from pytest_gpuperf.workloads.models import (
     ModelShape,
     has_weights,
@@ -16,7 +18,12 @@ from pytest_gpuperf.workloads.models import (
     refuse_uneven_heads,
     shape_of,
 )
-from pytest_gpuperf.workloads.vllm_environment import DTYPE_BYTES, require_devices, require_weights_fit
+from pytest_gpuperf.workloads.vllm_environment import (
+    DTYPE_BYTES,
+    require_cache_fits,
+    require_devices,
+    require_weights_fit,
+)
 
 #: The CPU build would take most of the host's memory for its KV cache.
 _CPU_KV_BYTES = 256 * 2**20
@@ -89,7 +96,7 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
     """Find what cannot work before anything is started.
 
     Raises:
-        UsageError: An unknown model, a number below 1, a sequence over the model's limit, a doubled argument.
+        UsageError: An unknown model, a number below 1, a sequence over the model's limit, a doubled argument, a secret.
         NotSupported: Not enough GPUs, or not enough memory for the weights.
     """
     for name in _COUNTS:
@@ -100,6 +107,7 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
         raise UsageError(f"EngineConfig(gpu_memory_utilization={config.gpu_memory_utilization}) is no share: 0 to 1.")
     if doubled := sorted(set(config.options) & set(EngineConfig.__struct_fields__)):
         raise UsageError(f"EngineConfig(options=...) repeats {doubled[0]!r}, which is a field of its own.")
+    _refuse_secrets(config.options)
     shape = _shape(config)
     if shape is not None:
         refuse_uneven_heads(shape, config.tensor_parallel_size)
@@ -109,10 +117,26 @@ def check_config(config: EngineConfig, devices: Sequence[Device]) -> None:
                 f"{shape.name} has."
             )
     require_devices(devices, config.tensor_parallel_size)
-    if shape is not None and devices[0].kind == "cuda" and config.quantization is None and config.dtype in DTYPE_BYTES:
-        weights_bytes = shape.parameters * DTYPE_BYTES[config.dtype] / config.tensor_parallel_size
-        what = f"{shape.name} in {config.dtype}"
-        require_weights_fit(weights_bytes, devices[0], utilization=config.gpu_memory_utilization or 1.0, what=what)
+    if shape is not None:
+        _require_room(config, shape, devices[0])
+
+
+def _require_room(config: EngineConfig, shape: ModelShape, device: Device) -> None:
+    """Refuse weights, and a cache of a given size, that do not fit; of quantized ones vLLM alone knows the bytes."""
+    if config.quantization is not None or config.dtype not in DTYPE_BYTES or _is_quantized(config.model):
+        return
+    weights_bytes = shape.parameters * DTYPE_BYTES[config.dtype] / config.tensor_parallel_size
+    what = f"{shape.name} in {config.dtype}"
+    if device.kind == "cpu":
+        require_free_memory(weights_bytes, device=device.device, what=what)
+    else:
+        require_weights_fit(weights_bytes, device, utilization=config.gpu_memory_utilization or 1.0, what=what)
+        require_cache_fits(config.kv_cache_memory_bytes or 0, device, weights_bytes=weights_bytes, what=what)
+
+
+def _is_quantized(model: str) -> bool:
+    """Whether a folder's config.json says so."""
+    return is_model_folder(model) and bool(read_config(Path(model) / "config.json").get("quantization_config"))
 
 
 def _shape(config: EngineConfig) -> ModelShape | None:
@@ -152,12 +176,19 @@ def with_options(config: EngineConfig, options: Mapping[str, object]) -> EngineC
     return msgspec.structs.replace(config, options={**config.options, **options})
 
 
+def _refuse_secrets(options: Mapping[str, object]) -> None:
+    """Refuse what would end up in the identity of results, and so in files that are published."""
+    if "hf_token" in options:
+        raise UsageError("'hf_token' is a secret, and arguments are written into results and baselines. Set HF_TOKEN.")
+
+
 def check_options(options: Mapping[str, object]) -> None:
-    """Refuse further arguments that are fields of EngineConfig: those are each test's own to say.
+    """Refuse further arguments that are fields of EngineConfig, which are each test's own to say, and secrets.
 
     Raises:
         UsageError: With the first of them.
     """
+    _refuse_secrets(options)
     if fields := sorted(set(options) & set(EngineConfig.__struct_fields__)):
         raise UsageError(
             f"{fields[0]!r} is a field of EngineConfig, which each test states itself. "

@@ -93,6 +93,26 @@ def require_weights_fit(weights_bytes: float, device: Device, *, utilization: fl
         )
 
 
+def require_cache_fits(cache_bytes: int, device: Device, *, weights_bytes: float, what: str) -> None:
+    """Refuse a KV cache of a given size that a device has no room for beside the weights.
+
+    Args:
+        cache_bytes: On each GPU; 0 where vLLM takes what is left.
+        device: One of them.
+        weights_bytes: On each GPU.
+        what: For the message: `llama-3-8b in bfloat16`.
+
+    Raises:
+        NotSupported: With the arithmetic.
+    """
+    if cache_bytes and weights_bytes + cache_bytes > device.memory_bytes:
+        raise NotSupported(
+            f"The weights of {what} take {format_value(weights_bytes, 'B', digits=3)} on each GPU, keys and values "
+            f"{format_value(cache_bytes, 'B', digits=3)}, and {device.name} has "
+            f"{format_value(device.memory_bytes, 'B', digits=3)}. A smaller kv_cache_memory_bytes may fit."
+        )
+
+
 def child_environment(
     devices: Sequence[Device],
     *,

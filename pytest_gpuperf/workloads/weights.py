@@ -1,11 +1,12 @@
 """A transformers model with its weights in place: drawn on the device, or read from a checkpoint."""
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.errors import NotSupported, UsageError
 from pytest_gpuperf.workloads.models import (
     ModelShape,
     config_of,
@@ -26,15 +27,24 @@ def load_config(model: str) -> "PreTrainedConfig":
 
     Raises:
         UsageError: An unknown model, or a checkpoint that cannot be read.
+        NotSupported: Quantized weights, which are other work and other bytes than those of the shape.
     """
     from transformers import AutoConfig
 
     if not has_weights(model):
         return AutoConfig.for_model(**config_of(shape_of(model)))
+    if Path(model).is_dir():
+        shape_of(model)  # whose messages name the field
     try:
-        return AutoConfig.from_pretrained(model)
-    except OSError as error:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:  # ValueError: a model_type that transformers does not know
         raise _unloadable(model, error) from None
+    if (quantization := getattr(config, "quantization_config", None)) is not None:
+        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
+        raise NotSupported(
+            f"The weights of {model!r} are quantized ({method}), which Generator does not run: measure them with vLLM."
+        )
+    return config
 
 
 def shape_of_config(model: str, config: "PreTrainedConfig") -> ModelShape:
@@ -125,7 +135,38 @@ def read_weights(model: str, parts: Sequence[Part], dtype: str) -> "PreTrainedMo
     if missing := sorted(found["missing_keys"]):
         raise UsageError(f"The model {model!r} lacks {len(missing)} of its weights, such as {missing[0]}.")
     complete: PreTrainedModel = loaded
+    copy_shared(complete, parts)
     return complete
+
+
+def copy_shared(model: "PreTrainedModel", parts: Sequence[Part]) -> None:
+    """Give each part its own copy of a tensor that it shares with another, as `split` has counted.
+
+    accelerate ties them again, all on one device (`retie_parameters` in its `dispatch_model`).
+    """
+    import torch
+
+    held = [_parameters_of(model, part) for part in parts]
+    owners = Counter(key for ids in ({id(one) for one in parameters.values()} for parameters in held) for key in ids)
+    kept: set[int] = set()
+    for part, parameters in zip(parts, held, strict=True):
+        shared = {name: one for name, one in parameters.items() if owners[id(one)] > 1}
+        made = {id(one): one for one in shared.values() if str(one.device) == part.device and id(one) not in kept}
+        kept |= made.keys()
+        for name, one in shared.items():
+            if id(one) not in made:
+                made[id(one)] = torch.nn.Parameter(one.detach().to(part.device, copy=True), requires_grad=False)
+            module, _, key = name.rpartition(".")
+            model.get_submodule(module).register_parameter(key, made[id(one)])
+
+
+def _parameters_of(model: "PreTrainedModel", part: Part) -> "dict[str, torch.nn.Parameter]":
+    """Name -> parameter of all modules of a part; a shared one under each of its names."""
+    return {
+        name: parameter
+        for module in part.modules
+        for name, parameter in model.get_submodule(module).named_parameters(module, remove_duplicate=False)
+    }
 
 
 def _unloadable(model: str, error: Exception) -> UsageError:
