@@ -77,6 +77,8 @@ class FakeEngine:
     left: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if folder := os.environ.get("VLLM_RPC_BASE_PATH"):  # as vLLM's processes do, which remove none
+            (Path(folder) / f"socket-{os.getpid()}").touch()
         self.logger_manager: Any = SimpleNamespace(stat_loggers=[])
         self.engine_core = FakeCore(self)
         self.vllm_config: Any = None

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -297,6 +298,28 @@ def test_a_quiet_end_leaves_no_note_and_no_log(start: Callable[..., FaultyEngine
     assert engine.close().note is None
     assert engine.close() is engine.close()
     assert list((tmp_path / "vllm").iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["", "die-at-stop"])
+def test_an_engine_leaves_no_socket(
+    start: Callable[..., FaultyEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """vLLM left seven in the folder for temporary files, each time."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    engine = start(fault)
+    assert len(list((tmp_path / "temporary").glob("*/socket-*"))) == 1
+    engine.close()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_sockets_stay_where_the_user_wants_them(
+    start: Callable[..., FaultyEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a socket may have 107 characters at most."""
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path))
+    start().close()
+    assert len(list(tmp_path.glob("socket-*"))) == 1
 
 
 def test_memory_that_came_back_is_no_note(start: Callable[..., FaultyEngine]) -> None:

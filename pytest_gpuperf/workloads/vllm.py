@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,6 +135,8 @@ class Engine:
         environment = child_environment(
             self._devices, nvml=self._nvml, own=self.config.environment, is_offline=not self.config.is_remote
         )
+        self._sockets = Path(tempfile.mkdtemp(prefix="gpuperf-"))  # vLLM leaves its own behind; a long path has no room
+        environment.setdefault("VLLM_RPC_BASE_PATH", str(self._sockets))
         number = f"{os.getpid()}-{next(_numbers)}"
         self._traces = self._folder / "vllm" / f"traces-{number}"
         profile_folder = str(self._traces) if self._is_on_gpu else None
@@ -229,7 +232,8 @@ class Engine:
         after_bytes = self._freed_bytes()
         if problem is None and not self._process.has_failed:
             self._process.log.unlink(missing_ok=True)
-        shutil.rmtree(self._traces, ignore_errors=True)
+        for folder in (self._traces, self._sockets):
+            shutil.rmtree(folder, ignore_errors=True)
         self._teardown = Teardown(
             before_bytes=self._before_bytes,
             after_bytes=after_bytes,
