@@ -47,6 +47,13 @@ TestsArgument = Annotated[
 ]
 PytestArguments = Annotated[list[str] | None, typer.Argument(metavar="-- PYTEST_ARGS", help="Arguments of pytest.")]
 StoreOption = Annotated[str, typer.Option("--store", envvar="GPUPERF_HISTORY", help="Path or URL of the history.")]
+FactorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What to vary, more than once: precision, max-num-seqs, max-num-batched-tokens, gpu-memory-utilization "
+        "(not on a CPU); default: all."
+    ),
+]
 DEFAULT_BASELINES = Path("baselines")
 DEFAULT_RESULTS = Path(".gpuperf/results.jsonl")
 DEFAULT_STORE = ".gpuperf/history.sqlite"
@@ -583,13 +590,15 @@ def ab(  # noqa: PLR0913 - each is an option of the command line
 def tune(  # noqa: PLR0913 - each is an option of the command line
     model: Annotated[str, typer.Argument(help="A preset, a hub id of one, or a folder with config.json.")],
     *,
-    output: Annotated[Path | None, typer.Option(help="Folder of the points; one that has some is continued.")] = None,
-    requests: Annotated[int | None, typer.Option(help="Of a measurement.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(help="Of a request.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(help="Of a request.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to begin or go on in; default: .gpuperf/tune-MODEL.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Of a measurement; default: 2048, on a CPU 16.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Of a request; default: 128, on a CPU 32.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="Of a request; default: 128, on a CPU 32.")] = None,
     repeats: Annotated[int, typer.Option(help="Of a point, after one that does not count.")] = 3,
     pairs: Annotated[int, typer.Option(help="Runs of the best configuration against the default.")] = 4,
-    factor: Annotated[list[str] | None, typer.Option(help="What to vary; more than once; default: all.")] = None,
+    factor: FactorOption = None,
     is_full: Annotated[bool, typer.Option("--full", help="All combinations, not one factor at a time.")] = False,
     budget: Annotated[float | None, typer.Option(help="Seconds; enough is kept back for the pairs.")] = None,
     timeout: Annotated[float, typer.Option(help="Most seconds for one repeat.")] = 600.0,

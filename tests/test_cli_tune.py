@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from harness import KERNEL, CommandResult, Suite, gpuperf
 
 from pytest_gpuperf.errors import EngineOutOfMemory
 from pytest_gpuperf.trials import tune_bench
+from pytest_gpuperf.trials.tune_plan import LEVELS
 from pytest_gpuperf.workloads.vllm import EngineConfig
 
 TUNED = ("tune", "tiny", "--device", "cpu", "--pairs", "2", "--repeats", "2")
@@ -168,6 +170,15 @@ def test_a_mistake_is_said_before_an_engine_is_started(
     assert words in refused(gpuperf(*arguments))
     assert machine.configs == []
     assert not Path(".gpuperf").exists()
+
+
+def test_the_help_says_what_can_be_varied_and_what_is_usual() -> None:
+    text = " ".join(re.sub(r"[│\n]", " ", gpuperf("tune", "--help").output).split())
+    assert f"{', '.join(LEVELS['cuda'])} (not on a CPU)" in text
+    for name in ("requests", "prompt_tokens", "output_tokens"):
+        usual = (getattr(tune_bench.LOADS[kind], name) for kind in ("cuda", "cpu"))
+        assert "default: {}, on a CPU {}.".format(*usual) in text
+    assert "default: .gpuperf/tune-MODEL." in text
 
 
 def test_engines_hold_the_device_as_long_as_they_live(machine: Machine) -> None:

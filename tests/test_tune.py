@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scipy import stats as scipy_stats
 
+from pytest_gpuperf import monitor as monitor_module
 from pytest_gpuperf.errors import EngineError, EngineOutOfMemory, MeasurementError, NotSupported, UsageError
 from pytest_gpuperf.monitor import Monitor
 from pytest_gpuperf.priors import prior_of
-from pytest_gpuperf.report.tune import draw, gain_text, tuning_lines, write_results
+from pytest_gpuperf.report.tune import draw, gain_text, plan_lines, tuning_lines, write_results
 from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_state
 from pytest_gpuperf.trials.tune import (
     Gain,
@@ -157,8 +158,8 @@ def test_a_hub_id_stands_for_the_preset_of_its_shape(tmp_path: Path) -> None:
 # Points
 
 
-def test_a_point_with_a_stranger_on_the_gpu_says_so() -> None:
-    """The monitor knows the engine's processes for ours; this one is the first of all."""
+def test_a_point_with_a_stranger_on_the_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "_is_family", lambda _: False)  # the first process of all is an ancestor
     nvml = FakeNvml(fake_gpu(), states=[fake_state(process_pids=(1,))])
     bench = dataclasses.replace(FakeVllm().bench, watch=lambda: Monitor(nvml, [fake_gpu().uuid]))
     assert measured({}, plan(), bench).unwell == "another process used the GPU (pid 1)"
@@ -525,6 +526,17 @@ def test_the_table_fits_into_80_columns_and_groups_the_factors(tmp_path: Path) -
     assert "fp8 changes what the model computes, not only how fast" in text_of(tuning)
 
 
+def test_of_a_single_repeat_no_spread_is_known(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path, FakeVllm(), plan(repeats=1))
+    assert text_of(tuning).splitlines()[1].split() == ["default", "1", "000", "-", "-", "500", "ms", "40", "s"]
+    assert plan_lines(tuning.plan)[1].text.endswith(", 1 repeat a point")
+
+
+def test_an_option_is_not_cut_at_its_hyphen_where_a_line_ends(tmp_path: Path) -> None:
+    lines = text_of(tuned(tmp_path, FakeVllm())).splitlines()
+    assert lines[lines.index("max-num-batched-tokens 16384.") - 1].endswith("dtype bfloat16; max-num-seqs 1024;")
+
+
 def test_a_gain_of_one_pair_is_said_as_such() -> None:
     text = gain_text(Gain(ratio=1.2, low=1.1, high=1.3, pairs=1))
     assert text == "tuned / default: 1.200 (95 % interval 1.100 to 1.300, 1 pair of fresh engines)"
@@ -542,6 +554,13 @@ def test_a_lost_pair_is_named() -> None:
     lost = Pair(number=2, settings={"max_num_seqs": 8}, problem="default: ended by SIGKILL\nlog")
     tuning = Tuning(plan=plan(), points=points, skipped=(), pairs=(lost,), ending="done")
     assert "lost pair 2: default: ended by SIGKILL" in text_of(tuning).splitlines()
+
+
+def test_troubles_fit_into_80_columns() -> None:
+    points = (Point(settings={}, values=(1.0,), unwell="another process " * 6), Point(settings={"x": 8}, values=(2.0,)))
+    lost = Pair(number=2, settings={"x": 8}, problem="default: ended by SIGKILL, " + "and more " * 9)
+    text = text_of(Tuning(plan=plan(), points=points, skipped=(), pairs=(lost,), ending="done"))
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_results_say_how_to_serve_and_how_to_test(tmp_path: Path) -> None:

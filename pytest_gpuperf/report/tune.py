@@ -27,7 +27,7 @@ def plan_lines(plan: Plan) -> list[Line]:
         Line(text=f"{plan.model} on {plan.device}, vLLM {plan.vllm}"),
         Line(
             text=f"{load.requests:,} requests of {load.prompt_tokens} prompt and {load.output_tokens} output tokens, "
-            f"{plan.repeats} repeats a point"
+            f"{plan.repeats} repeat{'' if plan.repeats == 1 else 's'} a point"
         ),
     ]
 
@@ -56,7 +56,7 @@ def tuning_lines(tuning: Tuning, *, width: int = 80) -> list[Line]:
         return [Line(text="Nothing was measured.", colour="yellow")]
     lines = [_header(), *_point_lines(tuning, width)]
     lines += [Line(text=text) for text in _remarks(tuning, width)]
-    lines += [Line(text=text, colour="yellow") for text in _troubles(tuning)]
+    lines += [Line(text=part, colour="yellow") for text in _troubles(tuning) for part in _wrapped(text, width)]
     return lines if tuning.ending == "interrupted" else [*lines, *gain_lines(tuning, width=width)]
 
 
@@ -83,22 +83,26 @@ def _lines_of(point: Point, tuning: Tuning, width: int) -> list[Line]:
     name = point.name
     before = []
     if len(name) > _NAME_WIDTH:
-        before, name = [Line(text=text) for text in textwrap.wrap(name, width)], ""
+        before, name = [Line(text=text) for text in _wrapped(name, width)], ""
     if point.value is None:
         texts = [f"{name:<{_NAME_WIDTH}} {point.cause}", *_problem(point, width)]
         return [*before, *(Line(text=text, colour="yellow") for text in texts)]
     default = tuning.points[0].value
     gain = "-" if not point.settings or not default else format_percent(point.value / default - 1, signed=True)
-    spread = (max(point.values) - min(point.values)) / 2 / point.value
     row = _row(
         name,
         f"{point.value:,.0f}".replace(",", " "),
-        f"±{format_percent(spread).removesuffix(' %')} %",
+        _spread(point.values, point.value),
         gain,
         "-" if point.latency_s is None else format_value(point.latency_s, "s", digits=3),
         "-" if point.load_time_s is None else f"{point.load_time_s:.0f} s",
     )
     return [*before, Line(text=row, colour="green" if point == tuning.best and point.settings else None)]
+
+
+def _spread(values: Sequence[float], value: float) -> str:
+    """Half the range of the repeats; of a single one nothing is known."""
+    return f"±{format_percent((max(values) - min(values)) / 2 / value)}" if len(values) > 1 else "-"
 
 
 def _problem(point: Point, width: int) -> list[str]:
@@ -118,7 +122,7 @@ def _remarks(tuning: Tuning, width: int) -> list[str]:
             f"The points were measured on {tuning.gpus} GPUs of this kind, which may differ by about 1 %; "
             "a pair is of one GPU."
         )
-    return [line for text in texts for line in textwrap.wrap(text, width)]
+    return [line for text in texts for line in _wrapped(text, width)]
 
 
 def _troubles(tuning: Tuning) -> list[str]:
@@ -141,13 +145,18 @@ def gain_lines(tuning: Tuning, *, width: int = 80) -> list[Line]:
         measured = sum(point.value is not None for point in tuning.points) - 1
         least = format_percent(WORTHWHILE)
         text = f"No gain: of {measured} other configurations none was {least} faster than the default."
-        return [Line(text=line) for line in textwrap.wrap(text, width)]
+        return [Line(text=line) for line in _wrapped(text, width)]
     texts = [f"best: {best.name}", gain_text(tuning.gain)]
     if changed := [field for field in best.settings if field in PRECISION]:
         values = ", ".join(str(best.settings[field]) for field in changed)
         texts.append(f"{values} changes what the model computes, not only how fast: check its answers before use.")
     colour: Colour = "green" if tuning.gain and tuning.gain.low > 1 else "yellow"
-    return [Line(text=line, colour=colour) for text in texts for line in textwrap.wrap(text, width)]
+    return [Line(text=line, colour=colour) for text in texts for line in _wrapped(text, width)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of this width; an option stays in one piece."""
+    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def gain_text(gain: Gain | None) -> str:
