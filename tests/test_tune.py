@@ -588,6 +588,25 @@ def test_a_plot_is_drawn(tmp_path: Path, is_full: bool) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_point_is_within_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    module = pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr(module.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    draw(tuned(tmp_path, FakeVllm()), tmp_path / "plot.png")
+    (figure,) = figures
+    combined = figure.axes[-1]
+    assert combined.get_title() == "combined"
+    assert max(combined.lines[0].get_ydata()) == pytest.approx(1320.0)
+    assert combined.get_ylim()[1] > 1320.0
+
+
+def test_a_plot_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    tuning = tuned(tmp_path, FakeVllm())
+    with pytest.raises(UsageError, match=r"The plot cannot be written to .*: No such file or directory\."):
+        draw(tuning, tmp_path / "none" / "plot.png")
+
+
 def test_a_tuning_goes_on_on_another_gpu_of_the_same_name_and_says_so(tmp_path: Path) -> None:
     one, other = FakeVllm(), FakeVllm()
     tune(Journal(tmp_path, plan()), dataclasses.replace(one.bench, device="aa"), pairs=0)

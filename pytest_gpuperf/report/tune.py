@@ -5,6 +5,7 @@ import importlib.util
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.report.terminal import Colour, Line
@@ -12,6 +13,9 @@ from pytest_gpuperf.trials.tune import Gain, Now, Tuning
 from pytest_gpuperf.trials.tune_file import write_best
 from pytest_gpuperf.trials.tune_plan import LEVELS, PRECISION, WORTHWHILE, Plan, Point, name_of
 from pytest_gpuperf.units import format_percent, format_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _NAME_WIDTH = 34
 _MOST_UNWELL = 3
@@ -214,30 +218,42 @@ def check_plot() -> None:
 
 
 def draw(tuning: Tuning, path: Path) -> None:
-    """Plot tok/s over the levels of each factor, the default as a line, what did not run as a cross at zero."""
+    """Plot tok/s over the levels of each factor, the default as a line, what did not run as a cross at zero.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     panels = _panels(tuning)
-    figure = Figure(figsize=(4 * len(panels), 4.5), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    default = tuning.points[0].value or 0.0
-    for axis, (title, points) in zip(axes, panels.items(), strict=True):
-        names = ["\n".join(f"{value}" for value in point.settings.values()) for point in points]
-        ran = [(place, point) for place, point in enumerate(points) if point.value is not None]
-        values = [point.value or 0.0 for _, point in ran]
-        below = [(point.value or 0.0) - min(point.values) for _, point in ran]
-        above = [max(point.values) - (point.value or 0.0) for _, point in ran]
-        axis.errorbar([place for place, _ in ran], values, yerr=[below, above], fmt="o", capsize=3)
-        lost = [place for place, point in enumerate(points) if point.value is None]
-        axis.plot(lost, [0.0] * len(lost), "rx", markersize=10)
-        axis.axhline(default, linestyle="--", color="gray")
-        axis.set_title(title)
-        axis.set_xticks(range(len(points)), names, rotation=30)
-        axis.set_ylim(bottom=0)
-        axis.grid(visible=True, axis="y", alpha=0.3)
-    axes[0].set_ylabel("output tok/s (dashed: default)")
+    shares = [max(len(points), 4) for points in panels.values()]
+    figure = Figure(figsize=(max(0.8 * sum(shares), 8.0), 5.0), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=shares)[0]
+    for axes, (title, points) in zip(row, panels.items(), strict=True):
+        _draw_points(axes, points)
+        axes.axhline(tuning.points[0].value or 0.0, linestyle="--", color="gray")
+        axes.set_title(title)
+        axes.grid(visible=True, axis="y", alpha=0.3)
+    row[0].set_ylim(0, 1.05 * row[0].get_ylim()[1])  # shared, so not before the last point is drawn
+    row[0].set_ylabel("output tok/s (dashed: default)")
     figure.suptitle(f"{tuning.plan.model} on {tuning.plan.device}, vLLM {tuning.plan.vllm}")
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UsageError(f"The plot cannot be written to {path}: {error.strerror}.") from None
+
+
+def _draw_points(axes: "Axes", points: Sequence[Point]) -> None:
+    ran = [(place, point) for place, point in enumerate(points) if point.value is not None]
+    values = [point.value or 0.0 for _, point in ran]
+    below = [(point.value or 0.0) - min(point.values) for _, point in ran]
+    above = [max(point.values) - (point.value or 0.0) for _, point in ran]
+    axes.errorbar([place for place, _ in ran], values, yerr=[below, above], fmt="o", capsize=3)
+    if lost := [place for place, point in enumerate(points) if point.value is None]:
+        axes.plot(lost, [0.0] * len(lost), "rx", markersize=10, clip_on=False)
+    names = ["\n".join(f"{value}" for value in point.settings.values()) for point in points]
+    axes.set_xticks(range(len(points)), names, rotation=90, fontsize="small")
+    axes.set_xlim(-0.5, len(points) - 0.5)
 
 
 def _panels(tuning: Tuning) -> dict[str, list[Point]]:
