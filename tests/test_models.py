@@ -257,7 +257,7 @@ shapes = st.builds(
     max_positions=sizes,
     is_tied=st.booleans(),
     rope_theta=st.floats(1, 1e6),
-)
+).map(lambda shape: msgspec.structs.replace(shape, heads=shape.heads * shape.kv_heads))
 
 
 @given(shapes)
@@ -268,8 +268,9 @@ def test_any_shape_survives_its_config_and_is_the_sum_of_its_parts(shape: ModelS
 
 
 def test_fields_that_may_be_left_out_have_the_values_of_their_architecture(tmp_path: Path) -> None:
-    shape = shape_of(config_file(tmp_path, num_key_value_heads=None, head_dim=None, tie_word_embeddings=None))
-    assert (shape.kv_heads, shape.head_dim, shape.is_tied) == (4, 64, False)
+    left_out = ("num_key_value_heads", "head_dim", "tie_word_embeddings", "rope_theta")
+    shape = shape_of(config_file(tmp_path, **dict.fromkeys(left_out)))
+    assert (shape.kv_heads, shape.head_dim, shape.is_tied, shape.rope_theta) == (4, 64, False, 10000.0)
     gpt2 = {**config_of(presets()["gpt2"]), "n_inner": None, "tie_word_embeddings": True}
     assert shape_from_config(gpt2, name="gpt2", place="here") == presets()["gpt2"]
 
@@ -282,6 +283,12 @@ def test_fields_that_may_be_left_out_have_the_values_of_their_architecture(tmp_p
         ({"hidden_size": 0}, "hidden_size=0 is not a whole number, 1 or more."),
         ({"hidden_size": "256"}, "hidden_size='256' is not a whole number, 1 or more."),
         ({"hidden_size": 250, "head_dim": None}, "hidden_size=250 does not divide into 4 heads."),
+        ({"num_key_value_heads": 3}, "4 heads do not share 3 of keys and values evenly."),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false' is neither true nor false."),
+        ({"rope_theta": "10000"}, "rope_theta='10000' is not a number above 0."),
+        ({"rope_theta": [1]}, "rope_theta=[1] is not a number above 0."),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0 is not a number above 0."),
+        ({"architectures": [["LlamaForCausalLM"]]}, "is not known here, and its size is not guessed."),
         ({"architectures": None}, "lacks 'architectures'. Known: LlamaForCausalLM,"),
         ({"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM' is not known here, and its size is not gu"),
         ({"attention_bias": True}, "attention_bias=True of LlamaForCausalLM is not known here, only False."),
@@ -302,7 +309,14 @@ def test_the_projection_of_opt_350m_is_refused_by_name() -> None:
         shape_from_config(config, name="opt", place="here")
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "cannot be read: Expecting"), ("[]", "holds list, not an object")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read: Expecting"),
+        ("[]", "holds list, not an object"),
+        ("[" * 100_000, "cannot be read: maximum recursion depth"),
+    ],
+)
 def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UsageError, match=said):

@@ -1,6 +1,7 @@
 """Between a model's shape and its config.json, as transformers and vLLM read it."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def read_config(file: Path) -> Mapping[str, object]:
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from None
     if not isinstance(config, dict):
         raise UsageError(f"{file} holds {type(config).__name__}, not an object of fields.")
@@ -39,12 +40,12 @@ def shape_from_config(config: Mapping[str, object], *, name: str, place: str) ->
     for key, value in family.fixed.items():
         if config.get(key, value) != value:
             raise UsageError(f"{place}: {key}={config[key]!r} of {architecture} is not known here, only {value!r}.")
-    theta, scaling = _rope(config) if family.has_rope else (None, None)
+    theta, scaling = _rope(config, place) if family.has_rope else (None, None)
     return ModelShape(
         name=name,
         architecture=architecture,
         **_sizes(config, family, place),
-        is_tied=bool(config.get("tie_word_embeddings", family.is_tied)),
+        is_tied=_is_tied(config, family, place),
         sliding_window=_whole(config, "sliding_window", place) if family.model_type == "mistral" else None,
         rope_theta=theta,
         rope_scaling=scaling,
@@ -58,8 +59,10 @@ def _sizes(config: Mapping[str, object], family: Family, place: str) -> dict[str
     if hidden is not None and heads is not None:
         if given.get("head_dim") is None and hidden % heads:
             raise UsageError(f"{place}: {family.keys['hidden']}={hidden} does not divide into {heads} heads.")
-        given["kv_heads"] = given.get("kv_heads") or heads
+        given["kv_heads"] = kv_heads = given.get("kv_heads") or heads
         given["head_dim"] = given.get("head_dim") or hidden // heads
+        if heads % kv_heads:
+            raise UsageError(f"{place}: {heads} heads do not share {kv_heads} of keys and values evenly.")
     if family.model_type == "gpt2" and hidden is not None:
         given["intermediate"] = given["intermediate"] or 4 * hidden  # GPT2Config: n_inner=None
     if family.model_type == "opt" and config.get("word_embed_proj_dim", hidden) != hidden:
@@ -74,12 +77,20 @@ def _architecture(config: Mapping[str, object], place: str) -> str:
     named = config.get("architectures")
     if not isinstance(named, list) or not named:
         raise UsageError(f"{place} lacks 'architectures'. Known: {', '.join(FAMILIES)}.")
-    if named[0] not in FAMILIES:
+    architecture = str(named[0])
+    if architecture not in FAMILIES:
         raise UsageError(
-            f"{place}: the architecture {named[0]!r} is not known here, and its size is not guessed. "
+            f"{place}: the architecture {architecture!r} is not known here, and its size is not guessed. "
             f"Known: {', '.join(FAMILIES)}."
         )
-    return str(named[0])
+    return architecture
+
+
+def _is_tied(config: Mapping[str, object], family: Family, place: str) -> bool:
+    value = config.get("tie_word_embeddings", family.is_tied)
+    if value is not None and not isinstance(value, bool):
+        raise UsageError(f"{place}: tie_word_embeddings={value!r} is neither true nor false.")
+    return bool(value)
 
 
 def _whole(config: Mapping[str, object], key: str, place: str) -> int | None:
@@ -91,11 +102,14 @@ def _whole(config: Mapping[str, object], key: str, place: str) -> int | None:
     return value
 
 
-def _rope(config: Mapping[str, object]) -> tuple[float, dict[str, int | float | str] | None]:
+def _rope(config: Mapping[str, object], place: str) -> tuple[float, dict[str, int | float | str] | None]:
     """Base and scaling, from `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` before it."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scaling = dict(parameters) if isinstance(parameters, dict) else {}
-    theta = scaling.pop("rope_theta", config.get("rope_theta", 10000.0))
+    theta = scaling.pop("rope_theta", config.get("rope_theta"))
+    theta = 10000.0 if theta is None else theta
+    if not isinstance(theta, (int, float)) or isinstance(theta, bool) or not 0 < theta < math.inf:
+        raise UsageError(f"{place}: rope_theta={theta!r} is not a number above 0.")
     is_plain = scaling.get("rope_type", scaling.get("type", "default")) == "default"
     return float(theta), None if is_plain else scaling
 
