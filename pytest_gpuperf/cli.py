@@ -438,7 +438,7 @@ def memory(  # noqa: PLR0913 - each is an option of the command line
     """Say what memory a model needs, part by part, and on which GPUs it fits."""
     from pytest_gpuperf.analysis.memory import EngineName, KvDtype, Quantization, Use, estimate
     from pytest_gpuperf.analysis.memory_fit import common_gpus, fits_on
-    from pytest_gpuperf.report.memory import fit_lines, memory_lines, save_plot
+    from pytest_gpuperf.report.memory import fit_lines, memory_lines, save_plot, stored_lines
     from pytest_gpuperf.report.specs import find_spec
     from pytest_gpuperf.workloads.models import shape_of
 
@@ -456,7 +456,7 @@ def memory(  # noqa: PLR0913 - each is an option of the command line
     chosen = [find_spec(name) for name in gpu_names or []]
     needed = estimate(shape, use)
     fits = fits_on(needed, chosen or common_gpus())
-    _echo([*memory_lines(needed), *fit_lines(fits, is_chosen=bool(chosen))])
+    _echo([*memory_lines(needed), *stored_lines(model, use), *fit_lines(fits, use, is_chosen=bool(chosen))])
     if plot is not None:
         save_plot(needed, plot, chosen)
         typer.echo(f"Plot: {plot}")
