@@ -280,6 +280,12 @@ def test_pairs_that_lost_an_engine_do_not_count() -> None:
     assert gain.pairs == 1
 
 
+def test_a_lost_pair_does_not_narrow_the_interval_of_the_others() -> None:
+    whole = [Pair(number=n, settings={}, default=100.0, best=120.0, repeat_sd=0.2) for n in (1, 2)]
+    lost = [Pair(number=n, settings={}, default=100.0, problem="died") for n in (3, 4)]
+    assert gain_of([*whole, *lost], is_cpu=False) == gain_of(whole, is_cpu=False)
+
+
 def test_a_test_of_a_tuned_configuration_needs_all_of_its_pairs() -> None:
     pairs = run_pairs({"max_num_seqs": 512}, plan(), FakeVllm().bench, pairs=2)
     assert [pair.best for pair in pairs] == pytest.approx([1100.0, 1100.0])

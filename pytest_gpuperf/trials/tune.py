@@ -415,7 +415,7 @@ def gain_of(pairs: Sequence[Pair], *, is_cpu: bool) -> Gain | None:
         alpha=ALPHA,
         prior_sd=prior.within.deviation,
         prior_dof=prior.within.worth,
-        least_sd=math.sqrt(fmean([(pair.repeat_sd or 0.0) ** 2 for pair in pairs])),
+        least_sd=math.sqrt(fmean([pair.repeat_sd**2 for pair in pairs if pair.repeat_sd is not None] or [0.0])),
     )
     return Gain(
         ratio=1 / (1 + found.change),
