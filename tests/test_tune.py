@@ -1,7 +1,9 @@
 """Tuning: what is tried, what a point is, where it goes on after an interruption, and what the gain is worth."""
 
 import dataclasses
+import errno
 import math
+import os
 import random
 import re
 from pathlib import Path
@@ -441,6 +443,28 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be made"):
         Journal(tmp_path / "file", plan())
+
+
+def test_a_disk_that_is_full_is_one_message_and_the_points_before_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    journal = Journal(tmp_path, plan())
+    journal.add(Point(settings={}, values=(1000.0,)))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        UsageError, match=r"points\.jsonl cannot be written: No space left on device\. The same command"
+    ):
+        journal.add(Point(settings={"max_num_seqs": 512}, values=(1000.0,)))
+    assert Journal(tmp_path, plan()).points[0].settings == {}
+
+
+def test_a_best_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "best.yaml").mkdir()
+    with pytest.raises(UsageError, match=r"best\.yaml cannot be written: Is a directory\. The points are kept"):
+        write_best(tmp_path, plan(), Point(settings={}), ())
 
 
 @pytest.mark.parametrize("line", ['{"record":"point"}', "nonsense", '{"record":"point","settings":{},"speed":1}'])

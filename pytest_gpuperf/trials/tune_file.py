@@ -57,7 +57,11 @@ class Journal:
         return tuple({json.dumps(point.settings, sort_keys=True): point for point in self._points}.values())
 
     def add(self, record: Point | Pair) -> None:
-        """Write it to the end of the file, and wait until it is on disk."""
+        """Write it to the end of the file, and wait until it is on disk.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
         self._append(record)
         self._take(record)
 
@@ -68,10 +72,16 @@ class Journal:
             self.pairs.append(record)
 
     def _append(self, record: Plan | Point | Pair) -> None:
-        with self.path.open("ab") as file:
-            file.write(msgspec.json.encode(record) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(msgspec.json.encode(record) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UsageError(
+                f"{self.path} cannot be written: {error.strerror}. "
+                "The same command goes on from the points before, once it can."
+            ) from None
 
 
 def plan_in(folder: Path) -> Plan | None:
@@ -88,13 +98,13 @@ def _read(path: Path) -> list[Plan | Point | Pair]:
     """All whole lines. What a killed run left of its last one is cut off, or the next line would be glued to it."""
     try:
         text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            os.truncate(path, len(whole))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        os.truncate(path, len(whole))
     found: list[Plan | Point | Pair] = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -141,6 +151,9 @@ def write_best(folder: Path, plan: Plan, best: Point, remarks: Sequence[str]) ->
         plan: What was measured.
         best: Its fastest point.
         remarks: Comments at the top, one a line.
+
+    Raises:
+        UsageError: The file cannot be written.
     """
     path = folder / BEST
     known: dict[str, Setting] = {field: best.configuration.get(field) for field in _STATED}
@@ -149,8 +162,11 @@ def write_best(folder: Path, plan: Plan, best: Point, remarks: Sequence[str]) ->
     lines += [f"model: {json.dumps(_served(plan.model))}"]
     lines += [f"{field.replace('_', '-')}: {_scalar(value)}" for field, value in stated.items()]
     temporary = path.with_suffix(".new")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}. The points are kept beside it.") from None
     return path
 
 
