@@ -124,7 +124,7 @@ def test_without_time_for_the_pairs_it_is_not_settled(machine: Machine) -> None:
     done = gpuperf(*TUNED, "--budget", "1e-9")
     assert done.code == 3, done
     assert "tuned / default: not measured" in done.output
-    assert "The same command measures the points that were left out." in done.output
+    assert "measure the points first, with --pairs 0." in done.output
 
 
 def test_only_the_named_factors_are_varied(machine: Machine) -> None:

@@ -368,6 +368,24 @@ def test_a_budget_without_time_for_a_pair_says_that_the_gain_was_not_measured(tm
     assert "tuned / default: not measured" in text_of(tuning)
 
 
+def test_a_budget_that_holds_no_point_beside_the_pairs_says_what_to_do(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path, FakeVllm(), budget_s=70.0 * 9)  # default; then a point, a combination and eight of pairs
+    assert [point.name for point in tuning.points] == ["default"]
+    assert not tuning.is_settled
+    assert "No gain is known: nothing ran besides the default." in text_of(tuning)
+    last = write_results(tuning, tmp_path, is_plotting=False)[-1].text
+    assert last == "The budget holds no point beside the pairs: measure the points first, with --pairs 0."
+    assert tuned(tmp_path, FakeVllm(), budget_s=70.0 * 9).left == 15  # the same command would for ever
+
+
+def test_a_sweep_that_was_cut_by_its_budget_is_not_settled_though_the_gain_is_known(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path, FakeVllm(), budget_s=70.0 * 14)
+    assert tuning.gain is not None
+    assert not tuning.is_settled
+    last = write_results(tuning, tmp_path, is_plotting=False)[-1].text
+    assert last == "The same command measures the points that were left out."
+
+
 def test_points_and_pairs_can_be_measured_in_visits_of_their_own(tmp_path: Path) -> None:
     """Where a command may take ten minutes, no budget could hold the points and the pairs together."""
     visits = 0

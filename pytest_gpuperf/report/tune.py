@@ -148,7 +148,11 @@ def gain_lines(tuning: Tuning, *, width: int = 80) -> list[Line]:
     if not best.settings:
         measured = sum(point.value is not None for point in tuning.points) - 1
         least = format_percent(WORTHWHILE)
-        text = f"No gain: of {measured} other configurations none was {least} faster than the default."
+        text = (
+            f"No gain: of {measured} other configurations none was {least} faster than the default."
+            if measured
+            else "No gain is known: nothing ran besides the default."
+        )
         return [Line(text=line) for line in _wrapped(text, width)]
     texts = [f"best: {best.name}", gain_text(tuning.gain)]
     if changed := [field for field in best.settings if field in PRECISION]:
@@ -193,8 +197,14 @@ def write_results(tuning: Tuning, folder: Path, *, is_plotting: bool) -> list[Li
     if tuning.best.settings:
         lines.append(Line(text=f"test it:  pytest perf_tests/test_tuning.py --gpuperf-tuned {path}"))
     if tuning.left:
-        lines.append(Line(text="The same command measures the points that were left out.", colour="yellow"))
+        lines.append(Line(text=_how_to_go_on(tuning), colour="yellow"))
     return lines
+
+
+def _how_to_go_on(tuning: Tuning) -> str:
+    if tuning.is_budget_short:
+        return "The budget holds no point beside the pairs: measure the points first, with --pairs 0."
+    return "The same command measures the points that were left out."
 
 
 def _comments(tuning: Tuning) -> list[str]:
