@@ -64,8 +64,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except _CommandLineError as error:
-        message = str(error) or "No command was given."
-        typer.echo(f"gpuperf: {message} Try: gpuperf --help", err=True)
+        message = _message_of(error)
+        typer.echo(f"gpuperf: {message.rstrip('.')}. Try: gpuperf --help", err=True)
         code = ERROR
     except (typer.Abort, KeyboardInterrupt):
         code = 130
@@ -73,6 +73,13 @@ def main() -> None:
         typer.echo(f"gpuperf: {error}", err=True)
         code = ERROR
     sys.exit(code or GOOD)
+
+
+def _message_of(error: Exception) -> str:
+    """What was wrong with the command line, and in which option."""
+    if not str(error):
+        return "No command was given."
+    return str(error.format_message()) if isinstance(error, typer.BadParameter) else str(error)
 
 
 @baseline_app.command("list")
@@ -755,7 +762,8 @@ def _judged(found: Results, tests: list[str] | None, root: Path) -> list[TestRec
 def _chosen(found: Results, tests: list[str] | None) -> list[TestRecord]:
     records = [record for record in found.tests if _is_chosen(str(record.key), tests)]
     if not records:
-        raise UsageError(f"The results hold no test like {' or '.join(tests or ['any'])}.")
+        like = f" like {' or '.join(tests)}" if tests else ""
+        raise UsageError(f"The results hold no test{like}.")
     return records
 
 
