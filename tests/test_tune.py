@@ -540,6 +540,14 @@ def test_a_file_edited_by_hand_is_read(tmp_path: Path) -> None:
         ("model: tiny\n", "sets nothing that differs from the default. It needs one of: dtype, quantization"),
         ("model: tiny\nport: 8000\n", "sets port, and only these are tuned: dtype"),
         ("model: tiny\nnested:\n  a: 1\n", "mine.yaml:2 is not one 'option: value': nested:"),
+        (
+            "model: tiny\nmax-num-seqs: many\n",
+            "sets what cannot be: Expected `int | null`, got `str` - at `max_num_seqs`.",
+        ),
+        ("model: tiny\nmax-num-seqs: 0\n", "Expected `int` >= 1 - at `max_num_seqs`."),
+        ("model: tiny\nmax-num-seqs: true\n", "got `bool` - at `max_num_seqs`."),
+        ("model: tiny\ngpu-memory-utilization: 95\n", "Expected `float` <= 1.0 - at `gpu_memory_utilization`."),
+        ("model: tiny\ndtype: 16\n", "Expected `str | null`, got `int` - at `dtype`."),
         ("model: tiny\n- a\n", "mine.yaml:2 is not one 'option: value': - a"),
     ],
 )

@@ -5,21 +5,36 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from msgspec.structs import asdict
 
 from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.records import Record
 from pytest_gpuperf.trials.tune_plan import Pair, Plan, Point, Setting, Settings
 from pytest_gpuperf.workloads.models import preset_of, preset_table
 
 POINTS = "points.jsonl"
 BEST = "best.yaml"
 
-#: Fields of EngineConfig that best.yaml states, whatever differs from the default: `vllm serve` has other defaults than
-#: the offline engine that was measured.
-_STATED = ("dtype", "quantization", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens")
 _LINE = re.compile(r"(?P<key>[\w-]+):\s*(?P<value>\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^#\s\"'{\[][^#]*?)\s*(?:#.*)?")
+
+
+class _Options(Record, frozen=True, kw_only=True):
+    """Fields of EngineConfig that best.yaml states, whatever differs from the default, and what each may be.
+
+    `vllm serve` has other defaults than the offline engine that was measured.
+    """
+
+    dtype: str | None = None
+    quantization: str | None = None
+    gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    max_num_seqs: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_num_batched_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+_STATED = _Options.__struct_fields__
 
 
 class Journal:
@@ -197,7 +212,8 @@ def read_best(path: Path) -> tuple[str, Settings]:
         The model, and fields of EngineConfig with their values.
 
     Raises:
-        UsageError: No such file, a line that is more than `key: value`, no model, or an option that is not tuned.
+        UsageError: No such file, a line that is more than `key: value`, no model, an option that is not tuned, or a
+            value that it cannot have.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -215,11 +231,19 @@ def read_best(path: Path) -> tuple[str, Settings]:
     model = found.pop("model", None)
     if not isinstance(model, str):
         raise UsageError(f"{path} names no model. It needs a line such as: model: llama-3-8b")
+    _refuse_impossible(path, found)
+    return model, found
+
+
+def _refuse_impossible(path: Path, found: dict[str, Setting]) -> None:
     if unknown := [field for field in found if field not in _STATED]:
         raise UsageError(f"{path} sets {unknown[0].replace('_', '-')}, and only these are tuned: {_names(_STATED)}.")
     if not found:
         raise UsageError(f"{path} sets nothing that differs from the default. It needs one of: {_names(_STATED)}.")
-    return model, found
+    try:
+        msgspec.convert(found, _Options)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path} sets what cannot be: {str(error).replace('$.', '')}.") from None
 
 
 def _names(fields: Sequence[str]) -> str:
