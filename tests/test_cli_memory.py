@@ -201,6 +201,17 @@ def test_plot_is_a_picture(tmp_path: Path) -> None:
 
 
 @needs_matplotlib
+def test_plot_is_where_it_is_said_to_be_though_its_name_has_no_suffix(tmp_path: Path) -> None:
+    memory("--model", "gpt2", "--plot", str(tmp_path / "memory"))
+    assert [path.name for path in tmp_path.iterdir()] == ["memory"]
+    done = gpuperf("memory", "--model", "gpt2", "--plot", str(tmp_path))
+    assert (done.code, done.errors) == (
+        1,
+        f"gpuperf: The plot cannot be written to {tmp_path}: [Errno 21] Is a directory: '{tmp_path}'.\n",
+    )
+
+
+@needs_matplotlib
 def test_plot_has_the_lengths_the_parts_and_the_chosen_gpus(tmp_path: Path) -> None:
     picture = tmp_path / "memory.svg"
     memory("--model", "llama-3-8b", "--gpu", "l4", "--gpu", "h100-sxm-80", "--plot", str(picture))

@@ -199,7 +199,7 @@ def save_plot(needed: Estimate, path: Path, gpus: Sequence[GpuSpec] = ()) -> Non
         axes.set_xlim(batches[0], batches[-1])
     figure.suptitle(memory_lines(needed)[0].text + f", {_counted(len(needed.gpus), 'GPU')}")
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")  # else a name without a suffix gets one
     except (OSError, ValueError) as error:
         raise UsageError(f"The plot cannot be written to {path}: {error}.") from None
 
