@@ -47,6 +47,13 @@ TestsArgument = Annotated[
 ]
 PytestArguments = Annotated[list[str] | None, typer.Argument(metavar="-- PYTEST_ARGS", help="Arguments of pytest.")]
 StoreOption = Annotated[str, typer.Option("--store", envvar="GPUPERF_HISTORY", help="Path or URL of the history.")]
+FactorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What to vary, more than once: precision, max-num-seqs, max-num-batched-tokens, gpu-memory-utilization "
+        "(not on a CPU); default: all."
+    ),
+]
 DEFAULT_BASELINES = Path("baselines")
 DEFAULT_RESULTS = Path(".gpuperf/results.jsonl")
 DEFAULT_STORE = ".gpuperf/history.sqlite"
@@ -57,8 +64,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except _CommandLineError as error:
-        message = str(error) or "No command was given."
-        typer.echo(f"gpuperf: {message} Try: gpuperf --help", err=True)
+        message = _message_of(error)
+        typer.echo(f"gpuperf: {message.rstrip('.')}. Try: gpuperf --help", err=True)
         code = ERROR
     except (typer.Abort, KeyboardInterrupt):
         code = 130
@@ -66,6 +73,13 @@ def main() -> None:
         typer.echo(f"gpuperf: {error}", err=True)
         code = ERROR
     sys.exit(code or GOOD)
+
+
+def _message_of(error: Exception) -> str:
+    """What was wrong with the command line, and in which option."""
+    if not str(error):
+        return "No command was given."
+    return str(error.format_message()) if isinstance(error, typer.BadParameter) else str(error)
 
 
 @baseline_app.command("list")
@@ -431,7 +445,7 @@ def memory(  # noqa: PLR0913 - each is an option of the command line
     """Say what memory a model needs, part by part, and on which GPUs it fits."""
     from pytest_gpuperf.analysis.memory import EngineName, KvDtype, Quantization, Use, estimate
     from pytest_gpuperf.analysis.memory_fit import common_gpus, fits_on
-    from pytest_gpuperf.report.memory import fit_lines, memory_lines, save_plot
+    from pytest_gpuperf.report.memory import fit_lines, memory_lines, save_plot, stored_lines
     from pytest_gpuperf.report.specs import find_spec
     from pytest_gpuperf.workloads.models import shape_of
 
@@ -449,7 +463,7 @@ def memory(  # noqa: PLR0913 - each is an option of the command line
     chosen = [find_spec(name) for name in gpu_names or []]
     needed = estimate(shape, use)
     fits = fits_on(needed, chosen or common_gpus())
-    _echo([*memory_lines(needed), *fit_lines(fits, is_chosen=bool(chosen))])
+    _echo([*memory_lines(needed), *stored_lines(model, use), *fit_lines(fits, use, is_chosen=bool(chosen))])
     if plot is not None:
         save_plot(needed, plot, chosen)
         typer.echo(f"Plot: {plot}")
@@ -583,13 +597,15 @@ def ab(  # noqa: PLR0913 - each is an option of the command line
 def tune(  # noqa: PLR0913 - each is an option of the command line
     model: Annotated[str, typer.Argument(help="A preset, a hub id of one, or a folder with config.json.")],
     *,
-    output: Annotated[Path | None, typer.Option(help="Folder of the points; one that has some is continued.")] = None,
-    requests: Annotated[int | None, typer.Option(help="Of a measurement.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option(help="Of a request.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(help="Of a request.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to begin or go on in; default: .gpuperf/tune-MODEL.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Of a measurement; default: 2048, on a CPU 16.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Of a request; default: 128, on a CPU 32.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="Of a request; default: 128, on a CPU 32.")] = None,
     repeats: Annotated[int, typer.Option(help="Of a point, after one that does not count.")] = 3,
     pairs: Annotated[int, typer.Option(help="Runs of the best configuration against the default.")] = 4,
-    factor: Annotated[list[str] | None, typer.Option(help="What to vary; more than once; default: all.")] = None,
+    factor: FactorOption = None,
     is_full: Annotated[bool, typer.Option("--full", help="All combinations, not one factor at a time.")] = False,
     budget: Annotated[float | None, typer.Option(help="Seconds; enough is kept back for the pairs.")] = None,
     timeout: Annotated[float, typer.Option(help="Most seconds for one repeat.")] = 600.0,
@@ -664,6 +680,7 @@ def _tune(wanted: "Wanted", folder: Path, machine: Machine, *, is_plotting: bool
     from pytest_gpuperf.trials.tune_file import Journal
 
     load = check_wanted(wanted, machine.devices[0].kind)
+    plan_on(machine.devices[0], wanted, load)  # without a vLLM nobody waits for a GPU
     with interrupted_by_sigterm(), lease(device_sets(machine.devices, folder)) as lent:
         [held] = lent.devices
         journal = Journal(folder, plan_on(held, wanted, load))
@@ -746,7 +763,8 @@ def _judged(found: Results, tests: list[str] | None, root: Path) -> list[TestRec
 def _chosen(found: Results, tests: list[str] | None) -> list[TestRecord]:
     records = [record for record in found.tests if _is_chosen(str(record.key), tests)]
     if not records:
-        raise UsageError(f"The results hold no test like {' or '.join(tests or ['any'])}.")
+        like = f" like {' or '.join(tests)}" if tests else ""
+        raise UsageError(f"The results hold no test{like}.")
     return records
 
 

@@ -4,7 +4,7 @@ Numbers are SI base units unless the name says otherwise. `None` is "not known";
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -14,6 +14,9 @@ from pytest_gpuperf.units import Better, format_percent, format_value, to_base
 ClockName = Literal["cuda-events", "cuda-graph", "wall"]
 Mode = Literal["sustained", "cold", "hot", "recorded", "curve"]
 Kind = Literal["compute", "memory", "transfer", "host", "end-to-end"]
+#: What a file that is read must hold: a value above 0, and a whole number as text.
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Size = Annotated[str, msgspec.Meta(pattern="^[1-9][0-9]*$")]
 Status = Literal["PASS", "REGRESSED", "IMPROVED", "INCONCLUSIVE", "INVALID", "INCOMPARABLE", "NEW"]
 
 #: Version of the baseline files. 1: the first.
@@ -126,7 +129,7 @@ class Curve(Record, frozen=True, kw_only=True):
     """
 
     x: str
-    points: dict[str, float]
+    points: dict[Size, Positive]
     end: str | None = None
 
 
@@ -156,7 +159,7 @@ class Measurement(Record, frozen=True, kw_only=True):
     """
 
     metric: str
-    value: float
+    value: Positive
     unit: str
     better: Better
     kind: Kind

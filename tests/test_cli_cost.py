@@ -75,11 +75,16 @@ def test_number_by_hand_needs_no_results(tmp_path: Path) -> None:
         (("test_nothing",), "The results hold no test like test_nothing."),
         (("test_llm", "--throughput", "5", "--gpu", "T4"), "--throughput is a number by hand, so there are no tests"),
         (("--throughput", "5"), "Whose price?"),
-        (("--throughput", "many"), "Input should be a valid number"),
+        (("--throughput", "many"), "Invalid value for '--throughput': Input should be a valid number"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: tuple[str, ...], text: str) -> None:
     assert only_error(gpuperf("cost", *arguments)).startswith(f"gpuperf: {text}")
+
+
+def test_a_run_that_was_killed_before_its_first_test_ended_has_no_test(here: Path) -> None:
+    write(here / "early.jsonl", replace(results(0), tests=()))
+    assert only_error(gpuperf("cost", "--results", "early.jsonl")) == "gpuperf: The results hold no test.\n"
 
 
 def test_two_models_of_one_run_stand_side_by_side() -> None:

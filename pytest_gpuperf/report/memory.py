@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from pytest_gpuperf.analysis.memory import Estimate, GpuMemory, estimate
+from pytest_gpuperf.analysis.memory import Estimate, GpuMemory, Use, estimate
 from pytest_gpuperf.analysis.memory_fit import Fit, memory_of
 from pytest_gpuperf.analysis.memory_parts import BLOCK_TOKENS, captured_graphs
 from pytest_gpuperf.errors import UsageError
@@ -16,6 +16,7 @@ from pytest_gpuperf.report.specs import find_spec
 from pytest_gpuperf.report.terminal import Line
 from pytest_gpuperf.specs import GpuSpec
 from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.workloads.models import stored_quantization
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,11 +60,21 @@ def memory_lines(needed: Estimate) -> list[Line]:
     return [Line(text=text) for text in texts]
 
 
-def fit_lines(fits: Sequence[Fit], *, is_chosen: bool) -> list[Line]:
+def stored_lines(model: str, use: Use) -> list[Line]:
+    """Say how the weights of a folder are quantized already, beside what is counted; nothing where they are not."""
+    stored = stored_quantization(model)
+    if stored is None:
+        return []
+    text = f"config.json says {stored}; counted are {use.quantization} weights, as --quantization says."
+    return [Line(text=part, colour="yellow") for part in textwrap.wrap(text, _WIDTH, break_on_hyphens=False)]
+
+
+def fit_lines(fits: Sequence[Fit], use: Use, *, is_chosen: bool) -> list[Line]:
     """Say where it fits: each chosen GPU, or the smallest that it fits on and the names of the others.
 
     Args:
         fits: By memory, the smallest first.
+        use: How the model is to run.
         is_chosen: The user named them.
     """
     shown = fits if is_chosen else [fit for fit in fits if fit.is_fitting][:_MOST_SHOWN]
@@ -79,13 +90,24 @@ def fit_lines(fits: Sequence[Fit], *, is_chosen: bool) -> list[Line]:
     ):
         lines += _wrapped(f"{title} {', '.join(names)}") if names else []
     if not any(fit.is_fitting for fit in fits):
-        text = "Does not fit. Try more --gpus, --quantization fp8, a smaller --batch-size."
-        lines.append(Line(text=text, colour="yellow"))
-    if any(fit.is_fitting and fit.needed_bytes > _USUAL_SHARE * fit.memory_bytes for fit in shown):
+        lines.append(Line(text=f"Does not fit. Try {_remedies(fits, use)}.", colour="yellow"))
+    if use.engine == "vllm" and any(
+        fit.is_fitting and fit.needed_bytes > _USUAL_SHARE * fit.memory_bytes for fit in shown
+    ):
         lines.append(Line(text="Above 92 % tell vLLM: --gpu-memory-utilization or --kv-cache-memory-bytes."))
     if any(not fit.is_observed for fit in shown):
         lines.append(Line(text="~ from the vendor's label, less 8 % (GDDR) or 1.5 % (HBM): not observed yet."))
     return lines
+
+
+def _remedies(fits: Sequence[Fit], use: Use) -> str:
+    """What there is left to change."""
+    if all(fit.refusal for fit in fits):
+        return "--quantization fp16"
+    smaller = {"fp16": "fp8", "bf16": "fp8", "fp8": "int4", "int8": "int4"}.get(use.quantization)
+    quantization = [f"--quantization {smaller}"] if smaller else []
+    batch = ["a smaller --batch-size"] if use.batch_size > 1 else []
+    return ", ".join(["more --gpus", *quantization, *batch])
 
 
 def _step(needed: Estimate) -> str:
@@ -177,7 +199,7 @@ def save_plot(needed: Estimate, path: Path, gpus: Sequence[GpuSpec] = ()) -> Non
         axes.set_xlim(batches[0], batches[-1])
     figure.suptitle(memory_lines(needed)[0].text + f", {_counted(len(needed.gpus), 'GPU')}")
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")  # else a name without a suffix gets one
     except (OSError, ValueError) as error:
         raise UsageError(f"The plot cannot be written to {path}: {error}.") from None
 
@@ -208,6 +230,7 @@ def _draw_lengths(axes: "Axes", needed: Estimate, batches: Sequence[int]) -> Non
 def _draw_parts(axes: "Axes", needed: Estimate, batches: Sequence[int]) -> None:
     gpus = [_gpu_at(needed, batch, needed.use.sequence_tokens) for batch in batches]
     parts = {name: [getattr(gpu, field) / 1e9 for gpu in gpus] for name, field in _PARTS.items()}
+    parts = {name: sizes for name, sizes in parts.items() if any(sizes)}
     axes.stackplot(batches, list(parts.values()), labels=list(parts))
     axes.set_title(f"parts, at {_counted(needed.use.sequence_tokens, 'token')} a request")
     axes.legend(loc="upper left", fontsize="small")

@@ -5,6 +5,7 @@ import importlib.util
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.report.terminal import Colour, Line
@@ -12,6 +13,9 @@ from pytest_gpuperf.trials.tune import Gain, Now, Tuning
 from pytest_gpuperf.trials.tune_file import write_best
 from pytest_gpuperf.trials.tune_plan import LEVELS, PRECISION, WORTHWHILE, Plan, Point, name_of
 from pytest_gpuperf.units import format_percent, format_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _NAME_WIDTH = 34
 _MOST_UNWELL = 3
@@ -27,7 +31,7 @@ def plan_lines(plan: Plan) -> list[Line]:
         Line(text=f"{plan.model} on {plan.device}, vLLM {plan.vllm}"),
         Line(
             text=f"{load.requests:,} requests of {load.prompt_tokens} prompt and {load.output_tokens} output tokens, "
-            f"{plan.repeats} repeats a point"
+            f"{plan.repeats} repeat{'' if plan.repeats == 1 else 's'} a point"
         ),
     ]
 
@@ -56,7 +60,7 @@ def tuning_lines(tuning: Tuning, *, width: int = 80) -> list[Line]:
         return [Line(text="Nothing was measured.", colour="yellow")]
     lines = [_header(), *_point_lines(tuning, width)]
     lines += [Line(text=text) for text in _remarks(tuning, width)]
-    lines += [Line(text=text, colour="yellow") for text in _troubles(tuning)]
+    lines += [Line(text=part, colour="yellow") for text in _troubles(tuning) for part in _wrapped(text, width)]
     return lines if tuning.ending == "interrupted" else [*lines, *gain_lines(tuning, width=width)]
 
 
@@ -83,22 +87,26 @@ def _lines_of(point: Point, tuning: Tuning, width: int) -> list[Line]:
     name = point.name
     before = []
     if len(name) > _NAME_WIDTH:
-        before, name = [Line(text=text) for text in textwrap.wrap(name, width)], ""
+        before, name = [Line(text=text) for text in _wrapped(name, width)], ""
     if point.value is None:
         texts = [f"{name:<{_NAME_WIDTH}} {point.cause}", *_problem(point, width)]
         return [*before, *(Line(text=text, colour="yellow") for text in texts)]
     default = tuning.points[0].value
     gain = "-" if not point.settings or not default else format_percent(point.value / default - 1, signed=True)
-    spread = (max(point.values) - min(point.values)) / 2 / point.value
     row = _row(
         name,
         f"{point.value:,.0f}".replace(",", " "),
-        f"±{format_percent(spread).removesuffix(' %')} %",
+        _spread(point.values, point.value),
         gain,
         "-" if point.latency_s is None else format_value(point.latency_s, "s", digits=3),
         "-" if point.load_time_s is None else f"{point.load_time_s:.0f} s",
     )
     return [*before, Line(text=row, colour="green" if point == tuning.best and point.settings else None)]
+
+
+def _spread(values: Sequence[float], value: float) -> str:
+    """Half the range of the repeats; of a single one nothing is known."""
+    return f"±{format_percent((max(values) - min(values)) / 2 / value)}" if len(values) > 1 else "-"
 
 
 def _problem(point: Point, width: int) -> list[str]:
@@ -118,7 +126,7 @@ def _remarks(tuning: Tuning, width: int) -> list[str]:
             f"The points were measured on {tuning.gpus} GPUs of this kind, which may differ by about 1 %; "
             "a pair is of one GPU."
         )
-    return [line for text in texts for line in textwrap.wrap(text, width)]
+    return [line for text in texts for line in _wrapped(text, width)]
 
 
 def _troubles(tuning: Tuning) -> list[str]:
@@ -140,14 +148,23 @@ def gain_lines(tuning: Tuning, *, width: int = 80) -> list[Line]:
     if not best.settings:
         measured = sum(point.value is not None for point in tuning.points) - 1
         least = format_percent(WORTHWHILE)
-        text = f"No gain: of {measured} other configurations none was {least} faster than the default."
-        return [Line(text=line) for line in textwrap.wrap(text, width)]
+        text = (
+            f"No gain: of {measured} other configurations none was {least} faster than the default."
+            if measured
+            else "No gain is known: nothing ran besides the default."
+        )
+        return [Line(text=line) for line in _wrapped(text, width)]
     texts = [f"best: {best.name}", gain_text(tuning.gain)]
     if changed := [field for field in best.settings if field in PRECISION]:
         values = ", ".join(str(best.settings[field]) for field in changed)
         texts.append(f"{values} changes what the model computes, not only how fast: check its answers before use.")
     colour: Colour = "green" if tuning.gain and tuning.gain.low > 1 else "yellow"
-    return [Line(text=line, colour=colour) for text in texts for line in textwrap.wrap(text, width)]
+    return [Line(text=line, colour=colour) for text in texts for line in _wrapped(text, width)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of this width; an option stays in one piece."""
+    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def gain_text(gain: Gain | None) -> str:
@@ -180,8 +197,14 @@ def write_results(tuning: Tuning, folder: Path, *, is_plotting: bool) -> list[Li
     if tuning.best.settings:
         lines.append(Line(text=f"test it:  pytest perf_tests/test_tuning.py --gpuperf-tuned {path}"))
     if tuning.left:
-        lines.append(Line(text="The same command measures the points that were left out.", colour="yellow"))
+        lines.append(Line(text=_how_to_go_on(tuning), colour="yellow"))
     return lines
+
+
+def _how_to_go_on(tuning: Tuning) -> str:
+    if tuning.is_budget_short:
+        return "The budget holds no point beside the pairs: measure the points first, with --pairs 0."
+    return "The same command measures the points that were left out."
 
 
 def _comments(tuning: Tuning) -> list[str]:
@@ -205,30 +228,42 @@ def check_plot() -> None:
 
 
 def draw(tuning: Tuning, path: Path) -> None:
-    """Plot tok/s over the levels of each factor, the default as a line, what did not run as a cross at zero."""
+    """Plot tok/s over the levels of each factor, the default as a line, what did not run as a cross at zero.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     panels = _panels(tuning)
-    figure = Figure(figsize=(4 * len(panels), 4.5), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    default = tuning.points[0].value or 0.0
-    for axis, (title, points) in zip(axes, panels.items(), strict=True):
-        names = ["\n".join(f"{value}" for value in point.settings.values()) for point in points]
-        ran = [(place, point) for place, point in enumerate(points) if point.value is not None]
-        values = [point.value or 0.0 for _, point in ran]
-        below = [(point.value or 0.0) - min(point.values) for _, point in ran]
-        above = [max(point.values) - (point.value or 0.0) for _, point in ran]
-        axis.errorbar([place for place, _ in ran], values, yerr=[below, above], fmt="o", capsize=3)
-        lost = [place for place, point in enumerate(points) if point.value is None]
-        axis.plot(lost, [0.0] * len(lost), "rx", markersize=10)
-        axis.axhline(default, linestyle="--", color="gray")
-        axis.set_title(title)
-        axis.set_xticks(range(len(points)), names, rotation=30)
-        axis.set_ylim(bottom=0)
-        axis.grid(visible=True, axis="y", alpha=0.3)
-    axes[0].set_ylabel("output tok/s (dashed: default)")
+    shares = [max(len(points), 4) for points in panels.values()]
+    figure = Figure(figsize=(max(0.8 * sum(shares), 8.0), 5.0), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=shares)[0]
+    for axes, (title, points) in zip(row, panels.items(), strict=True):
+        _draw_points(axes, points)
+        axes.axhline(tuning.points[0].value or 0.0, linestyle="--", color="gray")
+        axes.set_title(title)
+        axes.grid(visible=True, axis="y", alpha=0.3)
+    row[0].set_ylim(0, 1.05 * row[0].get_ylim()[1])  # shared, so not before the last point is drawn
+    row[0].set_ylabel("output tok/s (dashed: default)")
     figure.suptitle(f"{tuning.plan.model} on {tuning.plan.device}, vLLM {tuning.plan.vllm}")
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise UsageError(f"The plot cannot be written to {path}: {error.strerror}.") from None
+
+
+def _draw_points(axes: "Axes", points: Sequence[Point]) -> None:
+    ran = [(place, point) for place, point in enumerate(points) if point.value is not None]
+    values = [point.value or 0.0 for _, point in ran]
+    below = [(point.value or 0.0) - min(point.values) for _, point in ran]
+    above = [max(point.values) - (point.value or 0.0) for _, point in ran]
+    axes.errorbar([place for place, _ in ran], values, yerr=[below, above], fmt="o", capsize=3)
+    if lost := [place for place, point in enumerate(points) if point.value is None]:
+        axes.plot(lost, [0.0] * len(lost), "rx", markersize=10, clip_on=False)
+    names = ["\n".join(f"{value}" for value in point.settings.values()) for point in points]
+    axes.set_xticks(range(len(points)), names, rotation=90, fontsize="small")
+    axes.set_xlim(-0.5, len(points) - 0.5)
 
 
 def _panels(tuning: Tuning) -> dict[str, list[Point]]:

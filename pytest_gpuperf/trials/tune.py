@@ -123,6 +123,8 @@ class Tuning(Record, frozen=True, kw_only=True):
         pairs: Of default and best.
         ending: Why it ended.
         left: Points that there was no time for.
+        is_budget_short: Not even one of them and the pairs fit into the budget: the same command would leave them out
+            for ever.
     """
 
     plan: Plan
@@ -131,6 +133,7 @@ class Tuning(Record, frozen=True, kw_only=True):
     pairs: tuple[Pair, ...]
     ending: Ending
     left: int = 0
+    is_budget_short: bool = False
 
     @property
     def best(self) -> Point | None:
@@ -145,9 +148,7 @@ class Tuning(Record, frozen=True, kw_only=True):
     @property
     def is_settled(self) -> bool:
         """Whether the sweep came to its end and the gain is known, or there is none to know."""
-        return (
-            self.ending != "interrupted" and self.best is not None and (not self.best.settings or self.gain is not None)
-        )
+        return self.ending == "done" and self.best is not None and (not self.best.settings or self.gain is not None)
 
     @property
     def gain(self) -> Gain | None:
@@ -203,6 +204,7 @@ def tune(journal: Journal, bench: Bench, *, pairs: int = PAIRS, budget_s: float 
         pairs=_pairs_of_best(journal),
         ending=ending,
         left=tuner.left,
+        is_budget_short=tuner.is_budget_short,
     )
 
 
@@ -238,6 +240,7 @@ class _Tuner:
     def __init__(self, journal: Journal, bench: Bench, pairs: int, budget_s: float | None) -> None:
         self.skipped: list[Settings] = []
         self.left = 0
+        self.is_budget_short = False
         self._journal = journal
         self._plan = journal.plan
         self._bench = bench
@@ -278,6 +281,7 @@ class _Tuner:
                 self._engines += 1
             elif not self._has_time(1 + more + 2 * self._pairs):
                 self.left += sum(not is_known(one, self._journal.points) for one in candidates[place:])
+                self.is_budget_short = not self._has_time(1 + more + 2 * self._pairs, spent_s=0.0)
                 return
             else:
                 self._show(name_of(settings))
@@ -296,12 +300,13 @@ class _Tuner:
             self._engines += 2
         return True
 
-    def _has_time(self, engines: int) -> bool:
+    def _has_time(self, engines: int, *, spent_s: float | None = None) -> bool:
         """The first start fills caches and takes longer than all others: hence the median."""
         if self._budget_s is None:
             return True
         usual_s = median(point.duration_s for point in self._journal.points if point.value is not None)
-        return self._bench.clock() - self._start_s + engines * usual_s <= self._budget_s
+        spent_s = self._bench.clock() - self._start_s if spent_s is None else spent_s
+        return spent_s + engines * usual_s <= self._budget_s
 
     def _add(self, point: Point) -> None:
         self._journal.add(point)
@@ -415,7 +420,7 @@ def gain_of(pairs: Sequence[Pair], *, is_cpu: bool) -> Gain | None:
         alpha=ALPHA,
         prior_sd=prior.within.deviation,
         prior_dof=prior.within.worth,
-        least_sd=math.sqrt(fmean([(pair.repeat_sd or 0.0) ** 2 for pair in pairs])),
+        least_sd=math.sqrt(fmean([pair.repeat_sd**2 for pair in pairs if pair.repeat_sd is not None] or [0.0])),
     )
     return Gain(
         ratio=1 / (1 + found.change),

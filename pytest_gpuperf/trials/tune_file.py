@@ -5,21 +5,36 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from msgspec.structs import asdict
 
 from pytest_gpuperf.errors import UsageError
+from pytest_gpuperf.records import Record
 from pytest_gpuperf.trials.tune_plan import Pair, Plan, Point, Setting, Settings
 from pytest_gpuperf.workloads.models import preset_of, preset_table
 
 POINTS = "points.jsonl"
 BEST = "best.yaml"
 
-#: Fields of EngineConfig that best.yaml states, whatever differs from the default: `vllm serve` has other defaults than
-#: the offline engine that was measured.
-_STATED = ("dtype", "quantization", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens")
 _LINE = re.compile(r"(?P<key>[\w-]+):\s*(?P<value>\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^#\s\"'{\[][^#]*?)\s*(?:#.*)?")
+
+
+class _Options(Record, frozen=True, kw_only=True):
+    """Fields of EngineConfig that best.yaml states, whatever differs from the default, and what each may be.
+
+    `vllm serve` has other defaults than the offline engine that was measured.
+    """
+
+    dtype: str | None = None
+    quantization: str | None = None
+    gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    max_num_seqs: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_num_batched_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+_STATED = _Options.__struct_fields__
 
 
 class Journal:
@@ -57,7 +72,11 @@ class Journal:
         return tuple({json.dumps(point.settings, sort_keys=True): point for point in self._points}.values())
 
     def add(self, record: Point | Pair) -> None:
-        """Write it to the end of the file, and wait until it is on disk."""
+        """Write it to the end of the file, and wait until it is on disk.
+
+        Raises:
+            UsageError: The file cannot be written.
+        """
         self._append(record)
         self._take(record)
 
@@ -68,10 +87,16 @@ class Journal:
             self.pairs.append(record)
 
     def _append(self, record: Plan | Point | Pair) -> None:
-        with self.path.open("ab") as file:
-            file.write(msgspec.json.encode(record) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab") as file:
+                file.write(msgspec.json.encode(record) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UsageError(
+                f"{self.path} cannot be written: {error.strerror}. "
+                "The same command goes on from the points before, once it can."
+            ) from None
 
 
 def plan_in(folder: Path) -> Plan | None:
@@ -88,13 +113,13 @@ def _read(path: Path) -> list[Plan | Point | Pair]:
     """All whole lines. What a killed run left of its last one is cut off, or the next line would be glued to it."""
     try:
         text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            os.truncate(path, len(whole))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        os.truncate(path, len(whole))
     found: list[Plan | Point | Pair] = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -141,6 +166,9 @@ def write_best(folder: Path, plan: Plan, best: Point, remarks: Sequence[str]) ->
         plan: What was measured.
         best: Its fastest point.
         remarks: Comments at the top, one a line.
+
+    Raises:
+        UsageError: The file cannot be written.
     """
     path = folder / BEST
     known: dict[str, Setting] = {field: best.configuration.get(field) for field in _STATED}
@@ -149,8 +177,11 @@ def write_best(folder: Path, plan: Plan, best: Point, remarks: Sequence[str]) ->
     lines += [f"model: {json.dumps(_served(plan.model))}"]
     lines += [f"{field.replace('_', '-')}: {_scalar(value)}" for field, value in stated.items()]
     temporary = path.with_suffix(".new")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}. The points are kept beside it.") from None
     return path
 
 
@@ -181,7 +212,8 @@ def read_best(path: Path) -> tuple[str, Settings]:
         The model, and fields of EngineConfig with their values.
 
     Raises:
-        UsageError: No such file, a line that is more than `key: value`, no model, or an option that is not tuned.
+        UsageError: No such file, a line that is more than `key: value`, no model, an option that is not tuned, or a
+            value that it cannot have.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -199,11 +231,19 @@ def read_best(path: Path) -> tuple[str, Settings]:
     model = found.pop("model", None)
     if not isinstance(model, str):
         raise UsageError(f"{path} names no model. It needs a line such as: model: llama-3-8b")
+    _refuse_impossible(path, found)
+    return model, found
+
+
+def _refuse_impossible(path: Path, found: dict[str, Setting]) -> None:
     if unknown := [field for field in found if field not in _STATED]:
         raise UsageError(f"{path} sets {unknown[0].replace('_', '-')}, and only these are tuned: {_names(_STATED)}.")
     if not found:
         raise UsageError(f"{path} sets nothing that differs from the default. It needs one of: {_names(_STATED)}.")
-    return model, found
+    try:
+        msgspec.convert(found, _Options)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path} sets what cannot be: {str(error).replace('$.', '')}.") from None
 
 
 def _names(fields: Sequence[str]) -> str:

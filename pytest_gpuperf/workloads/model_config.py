@@ -17,7 +17,7 @@ def read_config(file: Path) -> Mapping[str, object]:
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read: {error}.") from None
     if not isinstance(config, dict):
         raise UsageError(f"{file} holds {type(config).__name__}, not an object of fields.")
@@ -59,8 +59,10 @@ def _sizes(config: Mapping[str, object], family: Family, place: str) -> dict[str
     if hidden is not None and heads is not None:
         if given.get("head_dim") is None and hidden % heads:
             raise UsageError(f"{place}: {family.keys['hidden']}={hidden} does not divide into {heads} heads.")
-        given["kv_heads"] = given.get("kv_heads") or heads
+        given["kv_heads"] = kv_heads = given.get("kv_heads") or heads
         given["head_dim"] = given.get("head_dim") or hidden // heads
+        if heads % kv_heads:
+            raise UsageError(f"{place}: {heads} heads do not share {kv_heads} of keys and values evenly.")
     if family.model_type == "gpt2" and hidden is not None:
         given["intermediate"] = given["intermediate"] or 4 * hidden  # GPT2Config: n_inner=None
     if family.model_type == "opt" and config.get("word_embed_proj_dim", hidden) != hidden:

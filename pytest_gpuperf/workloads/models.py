@@ -29,6 +29,7 @@ __all__ = [
     "refuse_uneven_heads",
     "shape_from_config",
     "shape_of",
+    "stored_quantization",
 ]
 
 
@@ -90,6 +91,15 @@ def shape_of(model: str) -> ModelShape:
         found = "is a folder without a config.json" if Path(model).is_dir() else "is no preset and no folder"
         raise UsageError(f"The model {model!r} {found}. Presets: {', '.join(presets())}; or a folder with config.json.")
     return shape_from_config(read_config(file), name=Path(model).resolve().name, place=str(file))
+
+
+def stored_quantization(model: str) -> str | None:
+    """Say how the config.json of a folder quantizes its weights, such as `awq, 4 bits`; `None` where it does not."""
+    found = read_config(Path(model) / "config.json").get("quantization_config") if is_model_folder(model) else None
+    if not isinstance(found, dict):
+        return None
+    bits = f", {found['bits']} bits" if "bits" in found else ""
+    return f"{found.get('quant_method', 'quantization_config')}{bits}"
 
 
 def is_model_folder(model: str) -> bool:
