@@ -580,6 +580,19 @@ def test_a_test_is_timed_in_one_process_and_profiled_in_another() -> None:
 
 @needs_torch
 @pytest.mark.usefixtures("suite")
+def test_a_test_is_profiled_from_a_folder_below_pytests_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "root" / "below"
+    folder.mkdir(parents=True)
+    (folder.parent / "pytest.ini").write_text("[pytest]\n")
+    Path("test_suite.py").rename(folder / "test_suite.py")
+    monkeypatch.chdir(folder)
+    report = on_cpu("test_suite.py::test_copy")
+    assert report.parts[0].diagnosis.evidence.kernels is not None
+    assert not any(note.startswith("No kernels") for note in report.notes)
+
+
+@needs_torch
+@pytest.mark.usefixtures("suite")
 def test_a_test_that_measures_no_time_or_fails_or_is_not_there_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match=r"measures throughput in tok/s, and no time of a call"):
         on_cpu("test_others.py::test_rate")

@@ -58,7 +58,7 @@ def diagnose_test(wanted: Wanted, bench: Bench, *, device: str = "auto") -> Repo
     with lease([devices]) as held, bench.machine.current(devices[0]):
         profiles, problem = confirm.profile(
             records,
-            _invocation((test, f"--gpuperf-device={device}", *_OPTIONS)),
+            _invocation((test, f"--gpuperf-device={device}", *_OPTIONS), _root_of(test, records[0].key.module)),
             leased=tuple(one.uuid_hash for one in devices),
             setup_s=0.0,
             descriptors=held.descriptors,
@@ -132,6 +132,11 @@ def _devices_of(records: Sequence[TestRecord], bench: Bench) -> tuple[Device, ..
     return tuple(known[name] for name in records[0].devices if name in known) or bench.machine.devices[:1]
 
 
-def _invocation(arguments: tuple[str, ...]) -> confirm.Invocation:
-    here = Path.cwd()
-    return confirm.Invocation(arguments=arguments, folder=here, root=here, environment=dict(os.environ))
+def _root_of(test: str, module: str) -> Path:
+    """pytest's root folder, which it names test modules from: here, or above."""
+    path, parts = Path(os.path.abspath(test.partition("::")[0])), Path(module).parts  # noqa: PTH100 - as pytest, links stay
+    return Path(*path.parts[: -len(parts)]) if path.parts[-len(parts) :] == parts else Path.cwd()
+
+
+def _invocation(arguments: tuple[str, ...], root: Path) -> confirm.Invocation:
+    return confirm.Invocation(arguments=arguments, folder=Path.cwd(), root=root, environment=dict(os.environ))
