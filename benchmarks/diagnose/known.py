@@ -66,17 +66,29 @@ def diagnosed(case: Case, *, device: str, ceilings: str, timeout_s: float) -> di
     command = [sys.executable, "-c", "from pytest_gpuperf.cli import main; main()", "diagnose", *case.arguments]
     options = ["--json", "--device", device, "--ceilings", ceilings, "--limit", "20"]
     begin_s = time.perf_counter()
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=timeout_s, check=False)
+        out, complaint = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
+        ended(process)
         return {"error": f"did not end in {timeout_s:.0f} s"}
-    if done.returncode != 0:
-        return {"error": (done.stderr.strip() or done.stdout.strip())[-600:]}
+    if process.returncode != 0:
+        return {"error": (complaint.strip() or out.strip())[-600:]}
     try:  # a library may have printed something before
-        found: dict[str, Any] = json.loads(done.stdout[max(done.stdout.find("{"), 0) :])
+        found: dict[str, Any] = json.loads(out[max(out.find("{"), 0) :])
     except ValueError:
-        return {"error": f"no JSON: {done.stdout.strip()[-600:]}"}
+        return {"error": f"no JSON: {out.strip()[-600:]}"}
     return {**found, "took_s": time.perf_counter() - begin_s}
+
+
+def ended(process: "subprocess.Popen[str]") -> None:
+    """End a command so that it ends what it started, such as an engine, which would be in the way of the next case."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def rows_of(case: Case, found: dict[str, Any]) -> Iterator[tuple[str, bool, str]]:

@@ -12,6 +12,7 @@ from pytest_gpuperf.errors import MeasurementError, UsageError
 from pytest_gpuperf.lease import lease
 from pytest_gpuperf.processes import run_group
 from pytest_gpuperf.records import KernelSummary, Results, TestKey, TestRecord, decode_lines
+from pytest_gpuperf.trials.ab import interrupted_by_sigterm
 from pytest_gpuperf.trials.diagnose import (
     Bench,
     Part,
@@ -39,6 +40,7 @@ def is_test(name: str) -> bool:
     return "::" in name or name.endswith(".py")
 
 
+@interrupted_by_sigterm()
 def diagnose_test(wanted: Wanted, bench: Bench, *, device: str = "auto") -> Report:
     """Run a test, profile it, and say what limits each metric that has a time.
 
@@ -114,14 +116,13 @@ def _timed(test: str, *, device: str, timeout_s: float) -> Results:
         if finished.code in (4, 5):
             last = finished.tail.strip().splitlines()[-1:] or [""]
             raise UsageError(f"pytest found no test {test}: {last[0].strip('= ')}")
-        if finished.code != 0 or not path.exists():
+        if finished.code != 0:
             print(finished.tail, file=sys.stderr)  # noqa: T201 - what pytest said is what the user needs
             raise MeasurementError(
                 f"pytest {test} {finished.in_words}, so there is nothing to diagnose. Mend it first."
             )
-        with path.open("rb") as file:
-            found = decode_lines(file)
-    if not found.tests:
+        found = decode_lines(path.read_bytes().splitlines(keepends=True)) if path.exists() else None
+    if found is None or not found.tests:
         raise UsageError(f"{test} measured nothing: it was skipped, or uses neither gpu_benchmark nor perf.")
     return found
 
