@@ -2,7 +2,10 @@
 
 import contextlib
 import importlib.util
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -549,6 +552,10 @@ def test_rate(perf):
 def test_broken(gpu_benchmark):
     raise RuntimeError("broken")
 
+def test_skipped(gpu_benchmark):
+    import pytest
+    pytest.skip("not here")
+
 def test_regressed(perf):
     perf.record("throughput", float(os.environ.get("RATE", "3")), unit="tok/s")
 """
@@ -580,14 +587,45 @@ def test_a_test_is_timed_in_one_process_and_profiled_in_another() -> None:
 
 @needs_torch
 @pytest.mark.usefixtures("suite")
+def test_a_test_is_profiled_from_a_folder_below_pytests_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "root" / "below"
+    folder.mkdir(parents=True)
+    (folder.parent / "pytest.ini").write_text("[pytest]\n")
+    Path("test_suite.py").rename(folder / "test_suite.py")
+    monkeypatch.chdir(folder)
+    report = on_cpu("test_suite.py::test_copy")
+    assert report.parts[0].diagnosis.evidence.kernels is not None
+    assert not any(note.startswith("No kernels") for note in report.notes)
+
+
+@needs_torch
+@pytest.mark.usefixtures("suite")
 def test_a_test_that_measures_no_time_or_fails_or_is_not_there_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match=r"measures throughput in tok/s, and no time of a call"):
         on_cpu("test_others.py::test_rate")
     with pytest.raises(MeasurementError, match=r"ended with exit code 1, so there is nothing to diagnose"):
         on_cpu("test_others.py::test_broken")
     assert "RuntimeError: broken" in capfd.readouterr().err
+    with pytest.raises(UsageError, match=r"test_skipped measured nothing: it was skipped"):
+        on_cpu("test_others.py::test_skipped")
     with pytest.raises(UsageError, match=r"pytest found no test test_others.py::test_gone"):
         on_cpu("test_others.py::test_gone")
+
+
+@pytest.mark.usefixtures("suite")
+def test_a_diagnosis_that_is_ended_from_outside_leaves_no_test_behind(tmp_path: Path) -> None:
+    hangs = "import os, pathlib, time\ndef test_hangs(perf):\n    pathlib.Path('pid').write_text(str(os.getpid()))\n"
+    Path("test_hangs.py").write_text(hangs + "    time.sleep(60)\n")
+    command = [sys.executable, "-c", "from pytest_gpuperf.cli import main; main()", "diagnose", "test_hangs.py"]
+    process = subprocess.Popen([*command, "--device", "cpu"], stderr=subprocess.DEVNULL)
+    end_s = time.monotonic() + 60
+    while not (text := Path("pid").read_text() if Path("pid").exists() else ""):
+        assert time.monotonic() < end_s, "the test did not begin"
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(text), 0)
 
 
 @pytest.mark.usefixtures("suite")

@@ -36,6 +36,7 @@ GEMM = "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT"
 OTHER = "cutlass_80_tensorop_bf16_s16816gemm_bf16_128x128_32x4_nn_align1"
 ADD = "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<c10::BFloat16>, a>(int)"
 US = 1e-6
+RECORDED = json.loads((Path(__file__).parent / "data/explain/h200.json").read_text())
 
 
 def use(name: str, microseconds: float, *, count: float = 1.0, blocks: float | None = 132.0) -> KernelUse:
@@ -349,9 +350,75 @@ def test_many_small_causes_are_one_where_none_matters_by_itself() -> None:
     )
 
 
-# Profiles of seven planted causes on an NVIDIA H200 (torch 2.11.0, CUDA 13.0, driver 580.159.04, 2026-11-21)
+def recorded(name: str) -> KernelSummary:
+    return msgspec.convert(RECORDED[name]["kernels"], KernelSummary)
 
-RECORDED = json.loads((Path(__file__).parent / "data/explain/h200.json").read_text())
+
+def renamed(side: KernelSummary) -> KernelSummary:
+    """The same work in kernels of a compiler's names, which say nothing."""
+    kernels = (replace(use, name=f"triton_poi_fused_{n}") for n, use in enumerate(side.kernels))
+    return replace(side, kernels=tuple(kernels))
+
+
+@pytest.mark.parametrize("name", ["mlp", "loop", "graph", "batch_256"])
+def test_kernels_with_other_names_that_take_as_long_are_no_cause(name: str) -> None:
+    then = recorded(name)
+    now = replace(renamed(then), span_s=1.2 * then.span_s)
+    assert [cause.kind for cause in causes(now, then)] == ["gaps"]
+
+
+@pytest.mark.parametrize("name", ["mlp", "loop", "graph", "batch_256"])
+def test_kernels_with_other_names_that_take_longer_are_replaced(name: str) -> None:
+    then = recorded(name)
+    slower = replace(renamed(then), busy_s=2 * then.busy_s, span_s=then.span_s + then.busy_s)
+    now = replace(slower, kernels=tuple(replace(use, time_s=2 * use.time_s) for use in slower.kernels))
+    found = causes(now, then)
+    assert {cause.kind for cause in found} == {"replaced"}
+    assert sum(cause.share or 0.0 for cause in found) < 1.001
+
+
+def test_one_kernel_in_the_place_of_many_is_no_cause_where_it_is_as_fast_as_they() -> None:
+    then = summary(use(GEMM, 200), *(use(f"void at::native::k{n}(int)", 6) for n in range(20)), gap_us=5)
+    now = summary(use(GEMM, 200), use("triton_per_fused_layer_norm_0", 100), gap_us=65)
+    (cause,) = causes(now, then)
+    assert cause.kind == "gaps"
+    assert cause.share == pytest.approx(1.5)
+
+
+def test_of_products_that_are_gone_each_is_replaced_by_the_one_that_runs_as_often() -> None:
+    then = summary(use("nvjet_a", 200, count=4), use("nvjet_b", 100))
+    now = summary(use("nvjet_c", 350), use("nvjet_d", 205, count=4))
+    (cause,) = causes(now, then)
+    assert str(cause) == "kernel nvjet_b replaced by nvjet_c, 98 % of the loss"
+
+
+def test_a_product_that_is_gone_is_replaced_by_whatever_is_new() -> None:
+    found = causes(summary(use("triton_red_fused_0", 500), use(ADD, 20)), summary(use(GEMM, 200), use(ADD, 20)))
+    assert str(found[0]) == f"kernel {GEMM} replaced by triton_red_fused_0, 100 % of the loss"
+
+
+def test_a_kernel_of_little_time_that_is_uneven_does_not_give_away_another_process() -> None:
+    then = summary(use(GEMM, 800), KernelUse(name="softmax", count=10, time_s=22 * US, median_s=2 * US))
+    now = summary(use(GEMM, 800), KernelUse(name="softmax", count=10, time_s=220 * US, median_s=2 * US))
+    assert [cause.kind for cause in causes(now, then)] == ["slower"]
+
+
+@pytest.mark.parametrize("side", ["then", "now"])
+def test_a_profile_that_lost_its_list_of_kernels_explains_nothing(side: str) -> None:
+    whole, slower = summary(use(GEMM, 200), gap_us=5), summary(use(GEMM, 300), gap_us=5)
+    cut = {"then": whole, "now": slower}
+    cut[side] = replace(cut[side], kernels=())
+    assert causes(cut["now"], cut["then"]) == ()
+
+
+def test_a_clock_that_explains_next_to_nothing_is_not_named() -> None:
+    condition, usual = Condition(sm_clock_mhz=1700.0), Condition(sm_clock_mhz=1755.0)
+    assert causes(None, None, slower=0.5, condition=condition, usual=usual) == ()
+    (cause,) = causes(summary(use(GEMM, 201)), summary(use(GEMM, 200)), slower=0.5, condition=condition, usual=usual)
+    assert cause.kind == "unseen"
+
+
+# Profiles of seven planted causes on an NVIDIA H200 (torch 2.11.0, CUDA 13.0, driver 580.159.04, 2026-11-21)
 
 
 @pytest.mark.parametrize(

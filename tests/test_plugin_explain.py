@@ -76,6 +76,16 @@ def test_a_metric_without_kernels_is_explained_by_another_one_of_its_test(pytest
     assert causes(pytester) == [("kernel gemm takes 1.50 ms instead of 1.00 ms, 100 % of the loss",)] * 2
 
 
+def test_a_metric_is_not_explained_by_the_kernels_of_another_configuration(pytester: pytest.Pytester) -> None:
+    source = KERNEL.replace(
+        "result.assert",
+        "perf.configure({'batch': 128})\n    perf.record('latency', TIME_S, unit='s')\n    result.assert",
+    ).replace("(gpu_benchmark)", "(gpu_benchmark, perf)")
+    suite_of(source).record(pytester)
+    slowed(pytester, source)
+    assert causes(pytester) == [("kernel gemm takes 1.50 ms instead of 1.00 ms, 100 % of the loss",), ()]
+
+
 def test_a_call_is_not_explained_by_the_kernels_of_another_call(pytester: pytest.Pytester) -> None:
     source = KERNEL.replace("result.assert", "gpu_benchmark(lambda: 2 * TIME_S, metric='twice')\n    result.assert")
     suite_of(source).record(pytester)

@@ -184,6 +184,7 @@ def test_a_test_is_told_from_a_workload(tmp_path: Path, target: str, is_one: boo
         (["matmul:64", "--engine", "trt"], "--engine trt does not exist. Valid: transformers, vllm."),
         (["matmul:64", "--device", "tpu"], "--device tpu does not exist. Valid: auto, cuda, cpu."),
         (["matmul:64", "--output", "file"], "--output file is a file. Name a folder for the traces."),
+        (["matmul:64", "--output", "file/a"], "--output file/a cannot be written to: Not a directory. Name another"),
         (["matmul:64", "--", "-k", "x"], "matmul:64 is no test, so pytest's arguments"),
         (["matmul:0", "--device", "cpu"], "'matmul:0' is not matmul:N:DTYPE, such as matmul:8192:bfloat16."),
         (["matmul:8:int99", "--device", "cpu"], "Matmul knows no dtype 'int99'."),

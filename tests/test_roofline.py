@@ -297,6 +297,7 @@ def test_shares_are_of_the_busy_time() -> None:
         (Shares(memory=0.88), "memory-bound"),
         (Shares(memory=0.3), None),
         (Shares(busy=0.9), None),
+        (Shares(memory=0.1, compute=0.1), None),  # it may be idle
     ],
 )
 def test_each_threshold_parts_two_classes(shares: Shares, limit: Limit | None) -> None:

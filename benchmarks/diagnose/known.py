@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from pytest_gpuperf.analysis.advice import format_gain
 
+#: No case ends in less, with its imports and the ceilings.
+LEAST_S = 20.0
 #: Expected classes of a phase; empty: whatever the numbers say.
 COMPUTE, MEMORY, OVERHEAD, IDLE = "compute-bound", "memory-bound", "overhead-bound", "idle"
 
@@ -64,14 +66,29 @@ def diagnosed(case: Case, *, device: str, ceilings: str, timeout_s: float) -> di
     command = [sys.executable, "-c", "from pytest_gpuperf.cli import main; main()", "diagnose", *case.arguments]
     options = ["--json", "--device", device, "--ceilings", ceilings, "--limit", "20"]
     begin_s = time.perf_counter()
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=timeout_s, check=False)
+        out, complaint = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
+        ended(process)
         return {"error": f"did not end in {timeout_s:.0f} s"}
-    if done.returncode != 0:
-        return {"error": (done.stderr.strip() or done.stdout.strip())[-600:]}
-    found: dict[str, Any] = json.loads(done.stdout)
+    if process.returncode != 0:
+        return {"error": (complaint.strip() or out.strip())[-600:]}
+    try:  # a library may have printed something before
+        found: dict[str, Any] = json.loads(out[max(out.find("{"), 0) :])
+    except ValueError:
+        return {"error": f"no JSON: {out.strip()[-600:]}"}
     return {**found, "took_s": time.perf_counter() - begin_s}
+
+
+def ended(process: "subprocess.Popen[str]") -> None:
+    """End a command so that it ends what it started, such as an engine, which would be in the way of the next case."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def rows_of(case: Case, found: dict[str, Any]) -> Iterator[tuple[str, bool, str]]:
@@ -106,29 +123,34 @@ def main() -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--ceilings", default="measured", choices=("measured", "data-sheet"))
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one case")
-    parser.add_argument("--budget", type=float, default=1500.0, help="seconds after which no further case is begun")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for all; what is left over is named")
     options = parser.parse_args()
     on_cpu = [case for case in KERNELS if case.name != "1,000 tiny kernels"]  # not told from latency there
     cases = [*(on_cpu if options.device == "cpu" else KERNELS), *([ALL_REDUCE] if options.all_reduce else [])]
     cases += [case for engine in options.llama for case in llama(engine)]
     cases = [case for case in cases if options.only in case.name]
-    begin_s, kept, wrong = time.perf_counter(), {}, 0
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    begin_s, kept, wrong, left_out = time.perf_counter(), {}, 0, 0
     print(f"{'':2} {'workload':<26} {'expected':<31} {'found':<20} numbers")
     for case in cases:
-        if time.perf_counter() - begin_s > options.budget:
-            print(f"-- {case.name:<26} left out: {options.budget:.0f} s are over")
+        left_s = options.budget - (time.perf_counter() - begin_s)
+        if left_s < min(LEAST_S, options.timeout):
+            left_out += 1
+            print(f"-- {case.name:<26} left out: {options.budget:.0f} s are over", flush=True)
             continue
-        found = diagnosed(case, device=options.device, ceilings=options.ceilings, timeout_s=options.timeout)
+        timeout_s = min(options.timeout, left_s)
+        found = diagnosed(case, device=options.device, ceilings=options.ceilings, timeout_s=timeout_s)
         kept[case.name] = found
         for name, is_right, text in rows_of(case, found):
             wrong += not is_right
             print(f"{'ok' if is_right else '!!'} {name:<26} {text}", flush=True)
         for part in found.get("parts", ()):
             for number, advice in enumerate(part["recommendations"], 1):
-                print(f"     {number}. {advice['because']}: {advice['action']}; at most {format_gain(advice['gain'])}")
+                gain = format_gain(advice["gain"])
+                print(f"     {number}. {advice['because']}: {advice['action']}; at most {gain}", flush=True)
         options.out.write_text(json.dumps(kept, indent=1))
-    print(f"{wrong} wrong, {time.perf_counter() - begin_s:.0f} s")
-    return 1 if wrong else 0
+    print(f"{wrong} wrong, {left_out} left out, {time.perf_counter() - begin_s:.0f} s")
+    return 1 if wrong or left_out else 0
 
 
 if __name__ == "__main__":

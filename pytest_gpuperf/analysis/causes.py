@@ -61,9 +61,13 @@ def _causes(
 def _sides(
     record: TestRecord, metric: str, profiles: Profiles, stored: Stored
 ) -> tuple[KernelSummary | None, KernelSummary | None]:
-    """Both profiles of a metric; of a test's own number those of any other, too: of an engine, one stands for all."""
+    """Both profiles of a metric; of a test's own number those of any other, too: of an engine, one stands for all.
+
+    Of an engine of another configuration it does not.
+    """
     own = next(measurement for measurement in record.measurements if measurement.metric == metric)
-    others = [one.metric for one in record.measurements] if own.method.mode in _OF_TESTS else []
+    alike = [one.metric for one in record.measurements if _configuration(one) == _configuration(own)]
+    others = alike if own.method.mode in _OF_TESTS else []
     for name in (metric, *others):
         try:
             now, then = profiles.get((record.key, name)), stored(name)
@@ -72,6 +76,12 @@ def _sides(
         if now and then:
             return now, then
     return None, None
+
+
+def _configuration(measurement: Measurement) -> dict[str, str]:
+    """What was configured, whether one number was measured or a curve."""
+    configuration = measurement.configuration or {}
+    return {name: value for name, value in configuration.items() if name != "curve over"}
 
 
 def _clock_mhz(runs: Sequence[Measurement]) -> float | None:

@@ -5,9 +5,12 @@ that are new, gone, replaced, called more often or slower, of time in which they
 in which the GPU had nothing to do. A part may be more than the whole, where another one became faster.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Literal
+
+from msgspec.structs import replace
 
 from pytest_gpuperf.analysis.kernel_names import family, is_product, short_name, trait
 from pytest_gpuperf.records import KernelSummary, KernelUse, Record
@@ -30,6 +33,8 @@ CauseKind = Literal[
 
 #: A profile that shows less than this part of the measured loss did not catch it.
 SEEN_SHARE = 0.3
+#: Kernels of a whole summary take at least this part of the busy time; more, where several run at a time.
+WHOLE = 0.9
 #: Parts below this share of the loss are noise, or not worth a line.
 LEAST_SHARE = 0.15
 #: Counts and clocks that differ by less are the same.
@@ -72,9 +77,21 @@ class Cause(Record, frozen=True, kw_only=True):
 
 
 class _Part(Record, frozen=True, kw_only=True):
+    """What a call lost by one thing.
+
+    Attributes:
+        most_s: What it can be at most, whatever it seems: kernels that are new may do the work of some that are gone.
+    """
+
     kind: CauseKind
     text: str
     seconds: float
+    most_s: float = math.inf
+
+    @property
+    def sure_s(self) -> float:
+        """What is certain of it."""
+        return min(self.seconds, self.most_s)
 
 
 class _Change(Record, frozen=True, kw_only=True):
@@ -86,6 +103,11 @@ class _Change(Record, frozen=True, kw_only=True):
     @property
     def seconds(self) -> float:
         return _time(self.now) - _time(self.then)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the names say that both do the same work."""
+        return self.then is not None and self.now is not None and family(self.then.name) == family(self.now.name)
 
     @property
     def count_ratio(self) -> float | None:
@@ -112,20 +134,25 @@ def explain(
     Returns:
         Nothing where nothing is known.
     """
-    if now is None or then is None or then.span_s <= 0:
+    if now is None or then is None or then.span_s <= 0 or not (_is_whole(now) and _is_whole(then)):
         return _from_clock(slower, condition, usual)
     lost_s = now.span_s - then.span_s
     if lost_s <= 0 or lost_s < SEEN_SHARE * slower * then.span_s:
         return _from_clock(slower, condition, usual) or (_unseen(lost_s, then, slower),)
     parts = _of_kernels(now, then, condition, usual) + _of_overlap(now, then) + _of_gaps(now, then)
-    parts.sort(key=lambda part: -part.seconds)
-    found = [part for part in parts if part.seconds >= LEAST_SHARE * lost_s][:MOST] or _together(parts)
+    parts.sort(key=lambda part: (-part.sure_s, -part.seconds))
+    found = [part for part in parts if part.sure_s >= LEAST_SHARE * lost_s][:MOST] or _together(parts)
     return tuple(Cause(kind=part.kind, text=part.text, share=part.seconds / lost_s) for part in found)
+
+
+def _is_whole(side: KernelSummary) -> bool:
+    """Whether the kernels make up the time in which something ran; what of a list that lost some would be new?"""
+    return side.busy_s > 0 and _all_s(side) >= WHOLE * side.busy_s
 
 
 def _together(parts: Sequence[_Part]) -> list[_Part]:
     """As one what matters only in sum; the largest first."""
-    small = [part for part in parts if part.seconds > 0]
+    small = [part for part in parts if part.sure_s > 0]
     if len(small) < 2:
         return []
     text = f"{len(small)} causes of less than {format_percent(LEAST_SHARE)} each, the largest: {small[0].text}"
@@ -138,6 +165,8 @@ def _from_clock(slower: float, condition: Condition, usual: Condition) -> tuple[
     if drop <= SAME:
         return ()
     share = min(drop / slower, 1.0) if slower > 0 else None
+    if share is not None and share < LEAST_SHARE:
+        return ()
     return (Cause(kind="clock", text=_clock_text(condition, usual), share=share),)
 
 
@@ -153,9 +182,12 @@ def _of_kernels(now: KernelSummary, then: KernelSummary, condition: Condition, u
     changes = _changes(now, then)
     if _comes_in_pieces(changes):
         return [_pieces(changes)]
-    parts = [_added(change.now, then) for change in changes if change.now and change.then is None]
+    net_s = sum(change.seconds for change in changes if not change.is_sure)
+    parts = [replace(_added(change.now, then), most_s=net_s) for change in changes if change.now and not change.then]
     parts += [
-        _replaced(change) for change in changes if change.now and change.then and change.now.name != change.then.name
+        replace(_replaced(change), most_s=math.inf if change.is_sure else net_s)
+        for change in changes
+        if change.now and change.then and change.now.name != change.then.name
     ]
     same = [change for change in changes if change.now and change.then and change.now.name == change.then.name]
     return parts + _more_often(same) + _slower(same, condition, usual) + _of_rest(now, then, changes)
@@ -167,19 +199,26 @@ def _changes(now: KernelSummary, then: KernelSummary) -> list[_Change]:
     One that is not longer than all that the other side leaves out of its list may be among these.
     """
     ours, theirs = ({use.name: use for use in side.kernels if use.count > 0} for side in (now, then))
-    pairs = [_Change(then=theirs[name], now=ours[name]) for name in ours.keys() & theirs.keys()]
-    new = [use for use in ours.values() if use.name not in theirs and use.time_s > _left_out_s(then)]
-    gone = [use for use in theirs.values() if use.name not in ours and use.time_s > _left_out_s(now)]
+    pairs = [_Change(then=theirs[name], now=ours[name]) for name in ours if name in theirs]
+    new = _longest_first(use for use in ours.values() if use.name not in theirs and use.time_s > _left_out_s(then))
+    gone = _longest_first(use for use in theirs.values() if use.name not in ours and use.time_s > _left_out_s(now))
     for before in tuple(gone):
-        after = next((use for use in new if family(use.name) == family(before.name)), None)
+        akin = [use for use in new if family(use.name) == family(before.name)]
+        after = next((use for use in akin if abs(use.count / before.count - 1) <= SAME), next(iter(akin), None))
         if after is not None:
             pairs.append(_Change(then=before, now=after))
             gone.remove(before)
             new.remove(after)
+    if any(is_product(use.name) for use in gone):  # no product is left to take its place, so anything may
+        return pairs + [_Change(then=before, now=after) for before, after in zip_longest(gone, new)]
     for is_of_kind in (is_product, lambda name: not is_product(name)):
         left = ([use for use in side if is_of_kind(use.name)] for side in (gone, new))
         pairs += [_Change(then=before, now=after) for before, after in zip_longest(*left)]
     return pairs
+
+
+def _longest_first(uses: Iterable[KernelUse]) -> list[KernelUse]:
+    return sorted(uses, key=lambda use: (-use.time_s, use.name))
 
 
 def _left_out_s(side: KernelSummary) -> float:
@@ -281,6 +320,8 @@ def _slower(changes: Sequence[_Change], condition: Condition, usual: Condition) 
     """What the same launches take longer for; the clock's part of it first, of all kernels together."""
     slowed = [(change.now, _longer_s(change)) for change in changes if change.now and _longer_s(change) > 0]
     names = {change.now.name for change in changes if change.now and _is_interrupted(change)}
+    if sum(use.time_s for use, _ in slowed if use.name in names) <= 0.5 * sum(_time(change.now) for change in changes):
+        names = set()  # whoever takes the GPU away takes it from all that runs
     parts = _interrupted([(use, longer_s) for use, longer_s in slowed if use.name in names])
     slowed = [(use, longer_s) for use, longer_s in slowed if use.name not in names]
     drop = _clock_drop(condition, usual)

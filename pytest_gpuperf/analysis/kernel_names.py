@@ -17,8 +17,10 @@ _TRAITS = (
     (re.compile(r"splitK|split_k|splitk", re.IGNORECASE), "split over K"),
     (re.compile(r"e4m3|e5m2|fp8"), "fp8"),
 )
-#: Products of matrices, by cuBLAS, cuBLASLt, CUTLASS and others.
-_PRODUCT = re.compile(r"gemm|nvjet|cutlass|xmma|wgmma|splitk|gemv", re.IGNORECASE)
+#: Products of matrices, by cuBLAS, cuBLASLt, CUTLASS, Triton (`triton_tem_fused_addmm_2`, `matmul_kernel`) and others.
+_PRODUCT = re.compile(
+    r"gemm|nvjet|cutlass|xmma|wgmma|splitk|gemv|matmul|(?<![a-z])(?:add|badd)?b?mm(?![a-z])", re.IGNORECASE
+)
 
 
 def short_name(name: str) -> str:

@@ -300,7 +300,8 @@ def limit_of(shares: Shares) -> Limit | None:
         return "communication-bound"
     memory, compute = shares.memory or 0.0, shares.compute or 0.0
     if max(memory, compute) < BOUND_FROM:
-        return None if shares.memory is None or shares.compute is None else "latency-bound"
+        is_known = None not in (shares.busy, shares.memory, shares.compute)  # not busy, it may be idle
+        return "latency-bound" if is_known else None
     if max(memory, compute) < BALANCE * min(memory, compute):
         return "balanced"
     return "memory-bound" if memory > compute else "compute-bound"

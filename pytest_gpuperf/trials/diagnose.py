@@ -24,6 +24,7 @@ from pytest_gpuperf.records import KernelSummary, Measurement, Mode, Record, Tel
 from pytest_gpuperf.requirement import GpuRequirement, groups
 from pytest_gpuperf.specs import spec_of
 from pytest_gpuperf.timing import Call, Plan, Stopwatch, measure
+from pytest_gpuperf.trials.ab import interrupted_by_sigterm
 from pytest_gpuperf.trials.diagnose_known import GPUS, KNOWN, Case, Make, copy, product
 from pytest_gpuperf.trials.diagnose_model import (
     EngineName,
@@ -238,6 +239,7 @@ def model_of(wanted: Wanted, device: Device) -> str:
     return wanted.model or ("tiny" if device.kind == "cpu" else "llama-3-8b")
 
 
+@interrupted_by_sigterm()
 def run_diagnosis(wanted: Wanted, bench: Bench) -> Report:
     """Diagnose a workload or a model, on devices that nobody else measures on meanwhile.
 

@@ -12,6 +12,7 @@ from pytest_gpuperf.errors import MeasurementError, UsageError
 from pytest_gpuperf.lease import lease
 from pytest_gpuperf.processes import run_group
 from pytest_gpuperf.records import KernelSummary, Results, TestKey, TestRecord, decode_lines
+from pytest_gpuperf.trials.ab import interrupted_by_sigterm
 from pytest_gpuperf.trials.diagnose import (
     Bench,
     Part,
@@ -39,6 +40,7 @@ def is_test(name: str) -> bool:
     return "::" in name or name.endswith(".py")
 
 
+@interrupted_by_sigterm()
 def diagnose_test(wanted: Wanted, bench: Bench, *, device: str = "auto") -> Report:
     """Run a test, profile it, and say what limits each metric that has a time.
 
@@ -58,7 +60,7 @@ def diagnose_test(wanted: Wanted, bench: Bench, *, device: str = "auto") -> Repo
     with lease([devices]) as held, bench.machine.current(devices[0]):
         profiles, problem = confirm.profile(
             records,
-            _invocation((test, f"--gpuperf-device={device}", *_OPTIONS)),
+            _invocation((test, f"--gpuperf-device={device}", *_OPTIONS), _root_of(test, records[0].key.module)),
             leased=tuple(one.uuid_hash for one in devices),
             setup_s=0.0,
             descriptors=held.descriptors,
@@ -114,14 +116,13 @@ def _timed(test: str, *, device: str, timeout_s: float) -> Results:
         if finished.code in (4, 5):
             last = finished.tail.strip().splitlines()[-1:] or [""]
             raise UsageError(f"pytest found no test {test}: {last[0].strip('= ')}")
-        if finished.code != 0 or not path.exists():
+        if finished.code != 0:
             print(finished.tail, file=sys.stderr)  # noqa: T201 - what pytest said is what the user needs
             raise MeasurementError(
                 f"pytest {test} {finished.in_words}, so there is nothing to diagnose. Mend it first."
             )
-        with path.open("rb") as file:
-            found = decode_lines(file)
-    if not found.tests:
+        found = decode_lines(path.read_bytes().splitlines(keepends=True)) if path.exists() else None
+    if found is None or not found.tests:
         raise UsageError(f"{test} measured nothing: it was skipped, or uses neither gpu_benchmark nor perf.")
     return found
 
@@ -132,6 +133,11 @@ def _devices_of(records: Sequence[TestRecord], bench: Bench) -> tuple[Device, ..
     return tuple(known[name] for name in records[0].devices if name in known) or bench.machine.devices[:1]
 
 
-def _invocation(arguments: tuple[str, ...]) -> confirm.Invocation:
-    here = Path.cwd()
-    return confirm.Invocation(arguments=arguments, folder=here, root=here, environment=dict(os.environ))
+def _root_of(test: str, module: str) -> Path:
+    """pytest's root folder, which it names test modules from: here, or above."""
+    path, parts = Path(os.path.abspath(test.partition("::")[0])), Path(module).parts  # noqa: PTH100 - as pytest, links stay
+    return Path(*path.parts[: -len(parts)]) if path.parts[-len(parts) :] == parts else Path.cwd()
+
+
+def _invocation(arguments: tuple[str, ...], root: Path) -> confirm.Invocation:
+    return confirm.Invocation(arguments=arguments, folder=Path.cwd(), root=root, environment=dict(os.environ))

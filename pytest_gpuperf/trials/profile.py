@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.profiling import MOST_CALLS, NSYS_VARIABLE, TorchProfiler, is_under_nsys, profile_as_measured
 from pytest_gpuperf.records import KernelSummary, Record
 from pytest_gpuperf.requirement import GpuRequirement, groups
+from pytest_gpuperf.trials.ab import interrupted_by_sigterm
 from pytest_gpuperf.units import to_base
 from pytest_gpuperf.workloads import Workload
 from pytest_gpuperf.workloads.bandwidth import MemoryBandwidth
@@ -87,12 +89,25 @@ def check(wanted: Wanted) -> None:
         raise UsageError(f"--engine {wanted.engine} does not exist. Valid: transformers, vllm.")
     if wanted.output.exists() and not wanted.output.is_dir():
         raise UsageError(f"--output {wanted.output} is a file. Name a folder for the traces.")
-    if is_test(wanted.target):
-        return
-    if wanted.pytest_arguments:
-        raise UsageError(f"{wanted.target} is no test, so pytest's arguments {wanted.pytest_arguments} have no use.")
-    if not _is_kernel(wanted.target):
-        _check_model(wanted.target)
+    if not is_test(wanted.target):
+        if wanted.pytest_arguments:
+            raise UsageError(
+                f"{wanted.target} is no test, so pytest's arguments {wanted.pytest_arguments} have no use."
+            )
+        if not _is_kernel(wanted.target):
+            _check_model(wanted.target)
+    _check_folder(wanted.output)
+
+
+def _check_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--output {output} cannot be written to: {error.strerror}. Name another folder for the traces."
+        ) from None
 
 
 def _check_model(target: str) -> None:
@@ -109,6 +124,7 @@ def _is_kernel(target: str) -> bool:
     return target.partition(":")[0] in ("matmul", *_BANDWIDTH)
 
 
+@interrupted_by_sigterm()
 def profile(wanted: Wanted, machine: Machine) -> Result:
     """Profile a test in a process of its own, or a workload in this one, on a device that is leased.
 
@@ -276,6 +292,7 @@ def _profile_vllm(wanted: Wanted, machine: Machine, lent: Lease) -> Result:
     return Result(seen=(Profiled(title=_described(wanted, load), kernels=gpu.summary, calls="steps"),), traces=(trace,))
 
 
+@interrupted_by_sigterm()
 def run_under_nsys(wanted: Wanted, command: Sequence[str], *, is_gpu: bool) -> Path:
     """Run `gpuperf profile` again, watched by nsys in place of torch's profiler.
 
