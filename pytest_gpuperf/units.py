@@ -84,6 +84,15 @@ def direction(unit: str, *, better: Better | None = None, contradicts_unit: bool
     return better or known or "lower"
 
 
+def is_of_time(unit: str) -> bool:
+    """Whether a base unit says how long something takes, or how much of it is done in a time.
+
+    >>> is_of_time("tok/s"), is_of_time("s/req"), is_of_time("B")
+    (True, True, False)
+    """
+    return unit in ("s", "s/tok", "s/req") or unit.endswith("/s")
+
+
 def parse_tolerance(value: object) -> float:
     """Read a tolerance: a fraction (`0.05`) or a percentage with its sign (`"5%"`).
 

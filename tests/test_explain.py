@@ -493,6 +493,27 @@ def test_the_clock_is_that_of_the_runs_that_confirmed_it_and_of_the_only_run_whe
     assert clocked("sustained", 1410.0) == ("SM clock 1410 against 1755 MHz, 98 % of the loss",)
 
 
+@pytest.mark.parametrize("unit", ["B", "%", "blocks"])
+def test_kernels_explain_no_memory_and_no_share(unit: str) -> None:
+    """A larger peak of memory beside an unchanged step was said to come and go."""
+    key, method = TestKey(module="test_a.py", test="test_a"), Method(clock="wall", mode="recorded")
+    run = Measurement(metric="memory", value=2e9, unit=unit, better="lower", kind="end-to-end", method=method)
+    record = TestRecord(
+        key=key,
+        slug="h100",
+        devices=("d",),
+        environment=Environment(hardware=Hardware(name="NVIDIA H100")),
+        measurements=(run,),
+        verdicts=(Verdict(status="REGRESSED", metric="memory", reason="", tolerance=0.02, change=1.0),),
+        duration_s=1.0,
+        passed=True,
+    )
+    baseline = MetricBaseline(unit=unit, better="lower", kind="end-to-end", method=method, sessions=())
+    file = BaselineFile(schema=1, module=key.module, environments={}, tests={"test_a": {"memory": baseline}})
+    seen = summary(use(GEMM, 200))
+    assert explained(record, file, {(key, "memory"): seen}, lambda _: seen).verdicts[0].causes == ()
+
+
 def test_the_clock_of_a_region_explains_nothing() -> None:
     """The GPU may have idled in it."""
     assert clocked("recorded", 1410.0) == ()

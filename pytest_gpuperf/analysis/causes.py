@@ -15,6 +15,7 @@ from pytest_gpuperf.records import (
     TestRecord,
     Verdict,
 )
+from pytest_gpuperf.units import is_of_time
 
 #: Profiles by test and metric.
 Profiles = Mapping[tuple[TestKey, str], KernelSummary]
@@ -46,6 +47,8 @@ def explained(record: TestRecord, file: BaselineFile | None, profiles: Profiles,
 def _causes(
     record: TestRecord, verdict: Verdict, baseline: MetricBaseline, profiles: Profiles, stored: Stored
 ) -> tuple[str, ...]:
+    if not is_of_time(baseline.unit):  # what kernels and clocks do says nothing of bytes and shares
+        return ()
     now, then = _sides(record, verdict.metric, profiles, stored)
     runs = record.runs_of(verdict.metric)
     found = explain(

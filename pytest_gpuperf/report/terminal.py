@@ -24,7 +24,7 @@ from pytest_gpuperf.records import (
     TestRecord,
     Verdict,
 )
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import format_percent, format_value, is_of_time
 
 Colour = Literal["red", "green", "yellow", "cyan"]
 _COLOURS: dict[str, Colour] = {
@@ -185,7 +185,7 @@ def regression_message(
     confirmed = f", mean of {len(record.more)} fresh processes" if len(record.more) > 1 else ""
     differences = version_differences(record.environment.versions, then.versions) if then else ()
     unit = measurement.unit
-    slower = "slower" if unit in ("s", "s/tok", "s/req") or unit.endswith("/s") else "worse"
+    slower = "slower" if is_of_time(unit) else "worse"
     how = f"{slower} by {_interval(verdict)}, tolerance {format_percent(verdict.tolerance)}"
     if measurement.curve:  # one size, or an end that came early, may be what is slower
         how = verdict.reason.rstrip(".")
