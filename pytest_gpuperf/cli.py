@@ -516,7 +516,7 @@ def _diagnose(wanted: "WantedDiagnosis", device: str, *, is_json: bool, plot: Pa
     from pytest_gpuperf.trials.tune_bench import machine_of
 
     if plot is not None:
-        check_plot()
+        check_plot(plot)
     bench = bench_on(machine_of(device))
     is_of_test = wanted.workload is not None and is_test(wanted.workload)
     found = diagnose_test(wanted, bench, device=device) if is_of_test else run_diagnosis(wanted, bench)

@@ -194,6 +194,17 @@ def test_a_picture_without_a_roof_or_a_place_is_refused(tmp_path: Path) -> None:
         save_plot(report(part(PRODUCT)), tmp_path / "gone" / "x.png")
 
 
+@needs_matplotlib
+@pytest.mark.parametrize(
+    ("picture", "message"), [("gone/x.png", "there is no folder gone."), ("x.foo", "It ends in one of: "), ("x", "It ")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_runs(picture: str, message: str) -> None:
+    done = gpuperf("diagnose", "matmul", "--device", "cpu", "--plot", picture)
+    assert (done.code, done.output) == (1, "")
+    assert done.errors.startswith(f"gpuperf: The plot cannot be written to {picture}")
+    assert message in done.errors
+
+
 def test_a_picture_without_matplotlib_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     done = gpuperf("diagnose", "matmul", "--device", "cpu", "--plot", "x.png")

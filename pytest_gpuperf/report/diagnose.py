@@ -191,14 +191,21 @@ def _wrapped(text: str, *, colour: Colour | None = None, first: str = "") -> lis
 # The plot
 
 
-def check_plot() -> None:
+def check_plot(path: Path) -> None:
     """Make sure that a plot can be drawn, before any time is spent.
 
     Raises:
-        UsageError: matplotlib is not installed.
+        UsageError: matplotlib is not installed, cannot draw such a file, or there is no such folder.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'pytest-gpuperf[report]'. Or leave --plot out.")
+    if not path.parent.is_dir():
+        raise UsageError(f"The plot cannot be written to {path}: there is no folder {path.parent}.")
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise UsageError(f"The plot cannot be written to {path}. It ends in one of: {', '.join(sorted(known))}.")
 
 
 def save_plot(report: Report, path: Path) -> None:
@@ -211,7 +218,7 @@ def save_plot(report: Report, path: Path) -> None:
     Raises:
         UsageError: matplotlib is not installed, there is no roof, or the file cannot be written.
     """
-    check_plot()
+    check_plot(path)
     roof = report.ceilings
     if roof.ridge is None:
         raise UsageError("There is no roof to draw: FLOP/s or bandwidth of this device are not known.")
