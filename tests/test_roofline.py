@@ -296,6 +296,7 @@ def test_shares_are_of_the_busy_time() -> None:
         (Shares(busy=0.9, memory=0.88, compute=0.7), "memory-bound"),
         (Shares(memory=0.88), "memory-bound"),
         (Shares(memory=0.3), None),
+        (Shares(memory=0.3, compute=0.3), None),  # of a GPU that idled, or of kernels that wait
         (Shares(busy=0.9), None),
         (Shares(memory=0.1, compute=0.1), None),  # it may be idle
     ],
@@ -557,6 +558,12 @@ def test_a_batch_that_memory_does_not_hold_is_not_proposed() -> None:
     found = advised(evidence, small)["batch"]
     assert found.action.startswith("batch 3 ")
     assert "memory is full at 3" in found.action
+
+
+def test_a_batch_is_not_proposed_where_neither_roof_nor_memory_is_known() -> None:
+    evidence, setting = decoding(7e-3, 6e-3)
+    unknown = replace(setting, memory_bytes=None)
+    assert "batch" not in advised(evidence, unknown, Ceilings(dtype="bfloat16"))
 
 
 def test_fp8_weights_halve_the_bytes_of_the_weights() -> None:

@@ -212,7 +212,7 @@ def batch(found: Diagnosis, setting: Setting) -> Recommendation | None:
         return None
     ridge = ridge_batch(step, found.ceilings)
     fits = largest_batch(step, setting.memory_bytes) if setting.memory_bytes else None
-    target = min(step.batch_size * BATCH_STEP, *(one for one in (ridge, fits) if one is not None))
+    target = min([step.batch_size * BATCH_STEP, *(one for one in (ridge, fits) if one is not None)])
     now_s, then_s = step.least_s(found.ceilings), step.at(target).least_s(found.ceilings)
     if target <= step.batch_size or now_s is None or then_s is None:
         return None
