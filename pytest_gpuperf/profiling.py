@@ -255,7 +255,12 @@ def _exported(profiler: "torch.profiler.profile", folder: Path) -> Path:
 
 def _kept(path: Path, folder: Path, name: str) -> Path:
     """A compressed copy of a trace, named so that it is a plain file everywhere."""
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{re.sub(r'[^A-Za-z0-9_.=+-]+', '-', name).strip('-.')[:100] or 'trace'}.trace.json.gz"
-    keep_trace(path, target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_trace(path, target)
+    except OSError as error:
+        raise MeasurementError(
+            f"A trace cannot be left in {folder}: {error.strerror}. Make room there, or name another folder."
+        ) from None
     return target

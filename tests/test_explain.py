@@ -517,3 +517,60 @@ def test_kernels_explain_no_memory_and_no_share(unit: str) -> None:
 def test_the_clock_of_a_region_explains_nothing() -> None:
     """The GPU may have idled in it."""
     assert clocked("recorded", 1410.0) == ()
+
+
+def test_a_clock_that_explains_little_of_what_no_profile_shows_is_not_the_first_cause() -> None:
+    condition, usual = Condition(sm_clock_mhz=1700.0), Condition(sm_clock_mhz=1755.0)
+    same = summary(use(GEMM, 200))
+    unseen, clock = causes(same, same, slower=0.15, condition=condition, usual=usual)
+    assert (unseen.kind, clock.kind) == ("unseen", "clock")
+    assert clock.share == pytest.approx(0.2157, abs=1e-3)
+    assert [one.kind for one in causes(same, same, slower=0.5, condition=condition, usual=usual)] == ["unseen"]
+    assert causes(None, None, slower=0.5, condition=condition, usual=usual) == ()
+
+
+def test_many_small_causes_go_before_one_that_is_smaller_than_they_are_together() -> None:
+    then = summary(use("k0", 250), *(use(f"k{n}", 50) for n in range(1, 16)))
+    now = summary(use("k0", 275), *(use(f"k{n}", 55) for n in range(1, 16)))
+    together, largest = causes(now, then)
+    assert str(together) == (
+        "15 causes of less than 15 % each, the largest: kernel k1 takes 55.0 us instead of 50.0 us, 75 % of the loss"
+    )
+    assert str(largest) == "kernel k0 takes 275 us instead of 250 us, 25 % of the loss"
+
+
+@pytest.mark.parametrize("listed", [0, 1])
+def test_a_stored_profile_that_lacks_kernels_accuses_no_kernel_of_being_new(listed: int) -> None:
+    whole = summary(use(GEMM, 200), use(ADD, 15))
+    cut = replace(whole, kernels=whole.kernels[:listed])
+    assert causes(summary(use(GEMM, 200), use(ADD, 35)), cut) == ()
+    assert causes(replace(whole, kernels=whole.kernels[:listed], span_s=250 * US, busy_s=250 * US), whole) == ()
+
+
+def test_kernels_of_another_version_are_paired_by_how_often_they_run_and_on_how_many_blocks() -> None:
+    then = summary(use("cutlass_a", 100, count=2, blocks=132), use("cutlass_b", 80, count=4, blocks=64))
+    now = summary(use("nvjet_b", 160, count=4, blocks=64), use("nvjet_a", 100, count=2, blocks=132))
+    (cause,) = causes(now, then)
+    assert str(cause) == "kernel cutlass_b replaced by nvjet_b, 100 % of the loss"
+
+
+def test_kernels_that_triton_numbers_anew_are_paired_by_what_they_fuse() -> None:
+    then = summary(use("triton_poi_fused_add_relu_0", 100), use("triton_red_fused_softmax_1", 80))
+    now = summary(use("triton_red_fused_softmax_0", 160), use("triton_poi_fused_add_relu_3", 100))
+    (cause,) = causes(now, then)
+    assert str(cause) == ("kernel triton_red_fused_softmax_1 replaced by triton_red_fused_softmax_0, 100 % of the loss")
+
+
+def test_a_kernel_of_which_one_launch_grew_is_not_interrupted_where_others_as_long_are_not() -> None:
+    even = KernelUse(name=OTHER, count=10, time_s=1000 * US, median_s=100 * US)
+    then = KernelUse(name=GEMM, count=10, time_s=1000 * US, median_s=100 * US)
+    (cause,) = causes(summary(replace(then, time_s=1900 * US), even), summary(then, even))
+    assert cause.kind == "slower"
+    both = (replace(then, time_s=1900 * US), replace(even, time_s=1900 * US))
+    assert [one.kind for one in causes(summary(*both), summary(then, even))] == ["interrupted"]
+
+
+def test_smaller_pieces_are_seen_where_a_product_is_split_over_as_many_blocks() -> None:
+    then = summary(use(GEMM, 170, count=4, blocks=120), use(OTHER, 300, count=4, blocks=128))
+    now = summary(use(GEMM, 600, count=32, blocks=88), use(OTHER, 1500, count=32, blocks=128))
+    assert [cause.kind for cause in causes(now, then)] == ["pieces"]

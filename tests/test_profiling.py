@@ -132,6 +132,12 @@ def test_traces_are_kept_where_they_are_wanted(tmp_path: Path) -> None:
     assert sum(event.name == "aten::add" for event in read_trace(trace)) == 3
 
 
+def test_a_trace_that_cannot_be_kept_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MeasurementError, match=r"A trace cannot be left in .*file: .* Make room"):
+        TorchProfiler("cpu", keep=tmp_path / "file").calls(Work(), device_s=0.1)
+
+
 def test_what_is_left_elsewhere_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     TorchProfiler("cpu").calls(Work(), device_s=0.1)

@@ -34,18 +34,22 @@ CauseKind = Literal[
 #: A profile that shows less than this part of the measured loss did not catch it.
 SEEN_SHARE = 0.3
 #: Kernels of a whole summary take at least this part of the busy time; more, where several run at a time.
-WHOLE = 0.9
+WHOLE = 0.95
 #: Parts below this share of the loss are noise, or not worth a line.
 LEAST_SHARE = 0.15
+#: What explains less than this part of a loss is not its first cause.
+MAIN_SHARE = 0.5
 #: Counts and clocks that differ by less are the same.
 SAME = 0.02
 #: From this many times as many launches of nearly everything, the work comes in smaller pieces.
 PIECES = 1.5
-#: A piece whose number of blocks is not known takes less than this part of the time of the whole.
+#: A piece takes less than this part of the time of the whole, or has fewer blocks.
 PIECE_TIME = 0.8
 #: A kernel whose mean is this many times its median, where it was not before, was interrupted: two processes on one GPU
 #: take turns of about 2 ms (an H200: a GEMM of 192 us in the median, 357 us in the mean, 204 us alone).
 INTERRUPTED = 1.2
+#: Where a kernel with this part of the time takes no longer, nobody else takes the GPU away.
+SPARED = 0.1
 #: Lines that a message has room for.
 MOST = 3
 
@@ -134,15 +138,20 @@ def explain(
     Returns:
         Nothing where nothing is known.
     """
+    by_clock = _from_clock(slower, condition, usual)
     if now is None or then is None or then.span_s <= 0 or not (_is_whole(now) and _is_whole(then)):
-        return _from_clock(slower, condition, usual)
+        return by_clock
     lost_s = now.span_s - then.span_s
     if lost_s <= 0 or lost_s < SEEN_SHARE * slower * then.span_s:
-        return _from_clock(slower, condition, usual) or (_unseen(lost_s, then, slower),)
+        is_clock = any((cause.share or 1.0) >= MAIN_SHARE for cause in by_clock)
+        return by_clock if is_clock else (_unseen(lost_s, then, slower), *by_clock)
     parts = _of_kernels(now, then, condition, usual) + _of_overlap(now, then) + _of_gaps(now, then)
     parts.sort(key=lambda part: (-part.sure_s, -part.seconds))
-    found = [part for part in parts if part.sure_s >= LEAST_SHARE * lost_s][:MOST] or _together(parts)
-    return tuple(Cause(kind=part.kind, text=part.text, share=part.seconds / lost_s) for part in found)
+    found = [part for part in parts if part.sure_s >= LEAST_SHARE * lost_s]
+    small = _together([part for part in parts if part.sure_s < LEAST_SHARE * lost_s])
+    if small and (not found or small.seconds > found[0].sure_s):
+        found = [small, *found]
+    return tuple(Cause(kind=part.kind, text=part.text, share=part.seconds / lost_s) for part in found[:MOST])
 
 
 def _is_whole(side: KernelSummary) -> bool:
@@ -150,13 +159,13 @@ def _is_whole(side: KernelSummary) -> bool:
     return side.busy_s > 0 and _all_s(side) >= WHOLE * side.busy_s
 
 
-def _together(parts: Sequence[_Part]) -> list[_Part]:
+def _together(parts: Sequence[_Part]) -> _Part | None:
     """As one what matters only in sum; the largest first."""
     small = [part for part in parts if part.sure_s > 0]
     if len(small) < 2:
-        return []
+        return None
     text = f"{len(small)} causes of less than {format_percent(LEAST_SHARE)} each, the largest: {small[0].text}"
-    return [_Part(kind=small[0].kind, text=text, seconds=sum(part.seconds for part in small))]
+    return _Part(kind=small[0].kind, text=text, seconds=sum(part.sure_s for part in small))
 
 
 def _from_clock(slower: float, condition: Condition, usual: Condition) -> tuple[Cause, ...]:
@@ -261,12 +270,12 @@ def _comes_in_pieces(changes: Sequence[_Change]) -> bool:
 
 
 def _is_smaller(change: _Change) -> bool:
-    """Whether each launch has less to do: fewer blocks, or less time where blocks are not known."""
-    if change.now is None or change.then is None:
+    """Whether each launch has less to do: it takes less time, or has fewer blocks and may take as long with them."""
+    now, then = change.now, change.then
+    if now is None or then is None:
         return False
-    if change.now.blocks is None or change.then.blocks is None:
-        return change.now.time_s / change.now.count < PIECE_TIME * change.then.time_s / change.then.count
-    return change.now.blocks < change.then.blocks
+    has_fewer_blocks = now.blocks is not None and then.blocks is not None and now.blocks < then.blocks
+    return has_fewer_blocks or now.time_s / now.count < PIECE_TIME * then.time_s / then.count
 
 
 def _pieces(changes: Sequence[_Change]) -> _Part:
@@ -320,8 +329,8 @@ def _slower(changes: Sequence[_Change], condition: Condition, usual: Condition) 
     """What the same launches take longer for; the clock's part of it first, of all kernels together."""
     slowed = [(change.now, _longer_s(change)) for change in changes if change.now and _longer_s(change) > 0]
     names = {change.now.name for change in changes if change.now and _is_interrupted(change)}
-    if sum(use.time_s for use, _ in slowed if use.name in names) <= 0.5 * sum(_time(change.now) for change in changes):
-        names = set()  # whoever takes the GPU away takes it from all that runs
+    if _is_spared(changes, names):
+        names = set()
     parts = _interrupted([(use, longer_s) for use, longer_s in slowed if use.name in names])
     slowed = [(use, longer_s) for use, longer_s in slowed if use.name not in names]
     drop = _clock_drop(condition, usual)
@@ -330,6 +339,14 @@ def _slower(changes: Sequence[_Change], condition: Condition, usual: Condition) 
         parts.append(_Part(kind="clock", text=_clock_text(condition, usual), seconds=by_clock))
         slowed = [(use, max(longer_s - (use.time_s - longer_s) * drop, 0.0)) for use, longer_s in slowed]
     return parts + [_slowed(use, longer_s) for use, longer_s in slowed]
+
+
+def _is_spared(changes: Sequence[_Change], names: set[str]) -> bool:
+    """Whether one kernel with a good part of the time takes no longer: who takes the GPU away takes it from all."""
+    all_s = sum(_time(change.now) for change in changes)
+    interrupted_s = sum(_time(change.now) for change in changes if change.now and change.now.name in names)
+    same = [one for one in changes if one.now and one.then and _longer_s(one) < SAME * one.now.time_s]
+    return interrupted_s <= MAIN_SHARE * all_s or any(_time(one.now) >= SPARED * all_s for one in same)
 
 
 def _is_interrupted(change: _Change) -> bool:

@@ -17,6 +17,8 @@ _TRAITS = (
     (re.compile(r"splitK|split_k|splitk", re.IGNORECASE), "split over K"),
     (re.compile(r"e4m3|e5m2|fp8"), "fp8"),
 )
+#: torch.compile numbers the kernels of a graph in their order: one more at its beginning renames all.
+_NUMBER = re.compile(r"^(triton_\w+?)_\d+$")
 #: Products of matrices, by cuBLAS, cuBLASLt, CUTLASS, Triton (`triton_tem_fused_addmm_2`, `matmul_kernel`) and others.
 _PRODUCT = re.compile(
     r"gemm|nvjet|cutlass|xmma|wgmma|splitk|gemv|matmul|(?<![a-z])(?:add|badd)?b?mm(?![a-z])", re.IGNORECASE
@@ -59,7 +61,7 @@ def family(name: str) -> str:
     """
     if is_product(name):
         return "product"
-    short = short_name(name)
+    short = _NUMBER.sub(r"\1", short_name(name))
     return short if _is_transfer(name) else short[:-1].partition(" (")[2] or short
 
 
