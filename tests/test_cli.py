@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from harness import KERNEL, CommandResult, Suite, baselines_of, bytes_of_baselines, gpuperf, recorded_tests
 
-from pytest_gpuperf import cli, selftest
+from pytest_gpuperf import selftest
+from pytest_gpuperf.commands.arguments import ERROR, GOOD, INTERRUPTED, NOT_SETTLED, REGRESSION
 
 TWO = KERNEL + KERNEL.replace("test_kernel", "test_other").replace("TIME_S", "2e-3")
 NOISY = """
@@ -533,7 +534,7 @@ def test_output_that_is_piped_has_no_colours(pytester: pytest.Pytester) -> None:
 
 
 def test_exit_codes_are_those_of_the_design() -> None:
-    assert (cli.GOOD, cli.ERROR, cli.REGRESSION, cli.NOT_SETTLED) == (0, 1, 2, 3)
+    assert (GOOD, ERROR, REGRESSION, NOT_SETTLED, INTERRUPTED) == (0, 1, 2, 3, 130)
 
 
 def test_baselines_are_plain_json_in_git(pytester: pytest.Pytester) -> None:

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pytest_gpuperf"
 HEAVY = ("torch", "pynvml", "numpy", "rich", "typer", "filelock", "matplotlib", "vllm")
 
-#: Lines of code of the flat modules together: 8,100 when this was written, with the queue of leases, MIG, health and
-#: quarantine, kernels, and the commands of `gpuperf`.
-CORE_CEILING = 8300
+#: Lines of code of the flat modules together: 7,800 when this was written, with the queue of leases, MIG, health and
+#: quarantine, and kernels. The commands of `gpuperf` are a room of their own.
+CORE_CEILING = 7900
 LONGEST_FUNCTION = 40
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

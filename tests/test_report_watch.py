@@ -22,7 +22,7 @@ from harness import CommandResult, gpuperf
 from msgspec.structs import replace
 from rich.console import Console
 
-from pytest_gpuperf import cli
+from pytest_gpuperf.commands import host
 from pytest_gpuperf.errors import DeviceError, UsageError
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.nvml import GpuUsage, Nvml
@@ -97,12 +97,13 @@ SUMMARY = Summary(
 FAKE = """
 import sys
 from pytest_gpuperf import cli
+from pytest_gpuperf.commands import host
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.nvml import GpuUsage
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
 
 nvml = FakeNvml(fake_gpu(0), fake_gpu(1), usages=[GpuUsage(busy_share=0.5, power_w=300.0, holds=())])
-cli.Machine = lambda choice: Machine(choice, nvml=nvml)
+host.Machine = lambda choice: Machine(choice, nvml=nvml)
 cli.main()
 """
 
@@ -357,7 +358,7 @@ def monitored(monkeypatch: pytest.MonkeyPatch, *arguments: str, nvml: Nvml | Non
     """Run the command on fake GPUs, in this process."""
     driver = nvml or FakeNvml(fake_gpu(0), fake_gpu(1), usages=USAGES)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(cli, "Machine", lambda choice: Machine(choice, nvml=driver))
+    monkeypatch.setattr(host, "Machine", lambda choice: Machine(choice, nvml=driver))
     return gpuperf("monitor", *arguments)
 
 
@@ -387,7 +388,7 @@ def test_gpus_can_be_chosen_and_those_that_are_not_visible_are_not_shown(monkeyp
     done = monitored(monkeypatch, "--json", "--gpus", "1", "--duration", "0.01")
     assert {json.loads(line)["gpu"] for line in done.output.splitlines()} == {1}
 
-    monkeypatch.setattr(cli, "Machine", lambda choice: Machine(choice, nvml=FakeNvml(fake_gpu(0), fake_gpu(1))))
+    monkeypatch.setattr(host, "Machine", lambda choice: Machine(choice, nvml=FakeNvml(fake_gpu(0), fake_gpu(1))))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     shown = {
         json.loads(line)["uuid"] for line in gpuperf("monitor", "--json", "--duration", "0.01").output.splitlines()
@@ -424,7 +425,7 @@ def test_without_a_driver_or_a_gpu_the_message_says_why(monkeypatch: pytest.Monk
     assert (done.code, done.output) == (1, "")
     assert done.errors == "gpuperf: No NVIDIA driver was found (libnvidia-ml.so.1 is missing).\n"
 
-    monkeypatch.setattr(cli, "Machine", lambda choice: Machine(choice, nvml=FakeNvml()))
+    monkeypatch.setattr(host, "Machine", lambda choice: Machine(choice, nvml=FakeNvml()))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "The driver shows no GPU (CUDA_VISIBLE_DEVICES=)" in gpuperf("monitor").errors
 

@@ -37,12 +37,13 @@ QUERY = "timestamp,uuid,utilization.gpu,memory.used,power.draw,temperature.gpu,c
 OURS = "from pytest_gpuperf.cli import main; main()"
 OURS_DRY = """
 from pytest_gpuperf import cli
+from pytest_gpuperf.commands import host
 from pytest_gpuperf.machine import Machine
 from pytest_gpuperf.nvml import GpuUsage
 from pytest_gpuperf.testing import FakeNvml, fake_gpu
 usages = [GpuUsage(busy_share=0.5, power_w=300.0, memory_used_bytes=2**30)]
 energies_j = [1e6 + 1500 * n for n in range(9999)]  # 300 W, read every 5 s
-cli.Machine = lambda choice: Machine(choice, nvml=FakeNvml(fake_gpu(0), usages=usages, energies_j=energies_j))
+host.Machine = lambda choice: Machine(choice, nvml=FakeNvml(fake_gpu(0), usages=usages, energies_j=energies_j))
 cli.main()
 """
 

@@ -1,0 +1,1 @@
+"""What the `gpuperf` command can do: one function a command, registered in `cli`."""
