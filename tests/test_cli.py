@@ -100,7 +100,7 @@ def test_every_command_has_help(arguments: tuple[str, ...]) -> None:
 def test_missing_results_are_explained(pytester: pytest.Pytester, command: str) -> None:
     done = gpuperf("baseline", command)
 
-    assert_mistake(done, "No results at .gpuperf/results.jsonl. Run pytest first, or name the file with --results.")
+    assert_mistake(done, "No results at .gpuperf/results.jsonl. Run pytest first, or name another file.")
 
 
 def test_missing_results_are_explained_to_accept(pytester: pytest.Pytester) -> None:

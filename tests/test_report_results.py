@@ -170,9 +170,7 @@ def test_a_disk_that_was_full_for_a_while_costs_one_record_and_not_all(
 def test_missing_results_name_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         read_results(tmp_path / "results.jsonl")
-    assert str(error.value) == (
-        f"No results at {tmp_path / 'results.jsonl'}. Run pytest first, or name the file with --results."
-    )
+    assert str(error.value) == (f"No results at {tmp_path / 'results.jsonl'}. Run pytest first, or name another file.")
 
 
 def test_results_that_cannot_be_read_say_why(tmp_path: Path) -> None:

@@ -117,6 +117,6 @@ def read_results(path: Path) -> Results:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     except FileNotFoundError:
-        raise UsageError(f"No results at {path}. Run pytest first, or name the file with --results.") from None
+        raise UsageError(f"No results at {path}. Run pytest first, or name another file.") from None
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from None
