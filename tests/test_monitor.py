@@ -504,23 +504,6 @@ def test_a_region_has_the_memory_of_others_that_it_is_told() -> None:
 # Other processes
 
 
-@pytest.fixture
-def stranger() -> Iterator[int]:
-    """A process of another family: its parent, a shell in a session of its own, has ended."""
-    shell = subprocess.Popen(
-        ["/bin/sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    pid = int(shell.communicate(timeout=10)[0])
-    if _parent(pid) in (os.getpid(), os.getppid()):
-        os.kill(pid, signal.SIGKILL)
-        pytest.skip("orphans are given to this process or its parent here, so nobody is a stranger")
-    yield pid
-    os.kill(pid, signal.SIGKILL)
-
-
 def _parent(pid: int) -> int:
     rows = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith("PPid:"))

@@ -538,12 +538,12 @@ def test_memory_of_others_at_the_beginning_makes_a_test_invalid(pytester: pytest
     assert verdict.reason.startswith("other memory in use: 5.000 GB of the GPU when the test began")
 
 
-def test_process_that_comes_and_goes_makes_its_test_alone_invalid(pytester: pytest.Pytester) -> None:
-    script = "states=[fake_state(process_pids=(1,)), fake_state()]"
+def test_process_that_comes_and_goes_makes_its_test_alone_invalid(pytester: pytest.Pytester, stranger: int) -> None:
+    script = f"states=[fake_state(process_pids=({stranger},)), fake_state()]"
     result = broken("pass", script=script).run(pytester)
 
     assert statuses_of(pytester) == {"test_first time": "INVALID", "test_second time": "NEW"}
-    assert "another process used the GPU (pid 1)" in verdicts_of(pytester)["test_first time"].reason
+    assert f"another process used the GPU (pid {stranger})" in verdicts_of(pytester)["test_first time"].reason
     assert notes_of(result) == []
 
 
