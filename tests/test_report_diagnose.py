@@ -238,7 +238,10 @@ def test_the_command_prints_json_alone_and_draws(tmp_path: Path, monkeypatch: py
         (["copy", "--ceilings", "data-sheet"], "No data sheet of"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_1(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUPERF_LOCK_DIR", str(tmp_path / "locks"))  # somebody may measure on this machine
     done = gpuperf("diagnose", *arguments, "--device", "cpu")
     assert (done.code, done.output) == (1, "")
     assert done.errors.startswith(f"gpuperf: {message}")
