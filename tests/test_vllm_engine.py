@@ -635,8 +635,26 @@ def test_every_field_becomes_an_argument() -> None:
     assert not {"quantization", "options", "environment"} & set(arguments)
 
 
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"max_num_seqs": 16, "max_model_len": 192}, 3072),
+        ({"max_num_seqs": 128, "max_model_len": 192}, 8192),
+        ({"max_num_seqs": 4}, 4 * 1024),  # the model's own limit
+        ({"max_num_seqs": 4, "max_num_batched_tokens": 500}, 500),
+        ({"max_num_seqs": None, "max_model_len": 16}, 8192),  # of how many sequences, only vLLM knows
+        ({"max_num_seqs": 4, "max_num_batched_tokens": None}, None),
+    ],
+)
+def test_a_step_has_no_more_tokens_than_its_sequences(settings: dict[str, int | None], tokens: int | None) -> None:
+    """Asked for more, vLLM 0.26 died in its warm-up, on an H200 with the first of these."""
+    config = replace_fields(EngineConfig(model="gpt2"), **settings)
+    assert arguments_of(config, model="/m", is_on_gpu=True).get("max_num_batched_tokens") == tokens
+
+
 def test_a_folder_with_weights_loads_them(tmp_path: Path) -> None:
     """And one without gets random ones."""
+    (tmp_path / "config.json").write_text(json.dumps(config_of(shape_of("tiny"))))
     config = EngineConfig(model=str(tmp_path))
     assert arguments_of(config, model=str(tmp_path), is_on_gpu=True)["load_format"] == "dummy"
     (tmp_path / "model-00001-of-00002.safetensors").touch()

@@ -34,7 +34,7 @@ from pytest_gpuperf.workloads.requests import Load
 from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
 
 MODELS = ("gpt2", "opt-1.3b", "tinyllama-1.1b", "llama-3.2-3b", "qwen2.5-7b", "llama-3-8b")
-#: With fewer than 16, vLLM 0.26 may die in its warm-up (see RESULTS.md).
+#: With fewer than 8 of 1,024 tokens, vLLM 0.26 might die in its warm-up of 8,192 tokens (see RESULTS.md).
 VLLM_BATCHES = (16, 32, 64)
 GRAPHS_MODEL = "llama-3-8b"
 OUTPUT_TOKENS = 16

@@ -63,7 +63,7 @@ _ON_CPU = Plan(
 BELIEVED = 1.15
 #: Tokens of a step of vLLM; a prompt of more is read in several.
 _VLLM_STEP_TOKENS = 8192
-#: An engine for fewer may die in the warm-up of vLLM 0.26 (benchmarks/llm/RESULTS.md); a batch is no slower for it.
+#: Engines for fewer have died in the warm-up of vLLM 0.26 (benchmarks/llm/RESULTS.md); a batch is no slower for it.
 _FEWEST_REQUESTS = 16
 
 

@@ -48,7 +48,7 @@ class EngineConfig(Record, frozen=True, kw_only=True):
         kv_cache_dtype: `auto` is that of the model.
         max_model_len: Most tokens of a sequence; `None`: the model's own limit.
         max_num_seqs: Most requests in a batch; `None`: vLLM's own default, here and in the next two.
-        max_num_batched_tokens: Most tokens in a step.
+        max_num_batched_tokens: Most tokens in a step; never more than `max_num_seqs` sequences of `max_model_len` hold.
         gpu_memory_utilization: Share of each GPU's memory that vLLM may use.
         kv_cache_memory_bytes: Size of the KV cache on each GPU, instead of what is left.
         num_gpu_blocks_override: The same in blocks.
@@ -167,8 +167,23 @@ def arguments_of(config: EngineConfig, *, model: str, is_on_gpu: bool) -> dict[s
         own.setdefault("kv_cache_memory_bytes", _CPU_KV_BYTES)
         own.pop("gpu_memory_utilization", None)
     own.setdefault("load_format", "auto" if has_weights(config.model) else "dummy")
+    if (tokens := _step_tokens(config)) is not None:
+        own["max_num_batched_tokens"] = tokens
     # prompts are token ids; what the scheduler does is read from the log stats
     return {**own, "model": model, "skip_tokenizer_init": True, "disable_log_stats": False, **config.options}
+
+
+def _step_tokens(config: EngineConfig) -> int | None:
+    """Most tokens of a step that all sequences together can have; `None`: vLLM's own default.
+
+    No step has more, but the warm-up of vLLM 0.26 takes it at its word: it asks attention for longer sequences
+    than the block table has room for, and may die of an illegal memory access (benchmarks/llm/RESULTS.md).
+    """
+    if config.max_num_batched_tokens is None or config.max_num_seqs is None:
+        return config.max_num_batched_tokens
+    shape = _shape(config) if config.max_model_len is None else None
+    longest = config.max_model_len or (shape.max_positions if shape else config.max_num_batched_tokens)
+    return min(config.max_num_batched_tokens, config.max_num_seqs * longest)
 
 
 def with_options(config: EngineConfig, options: Mapping[str, object]) -> EngineConfig:
