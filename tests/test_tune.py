@@ -347,6 +347,25 @@ def test_an_engine_that_died_is_tried_again_and_out_of_memory_is_not(tmp_path: P
     assert [point.name for point in tuning.points if point.problem] == ["max-num-seqs 256"]
 
 
+def test_an_engine_that_died_twice_is_left_alone_and_not_called_left_out(tmp_path: Path) -> None:
+    faults = {"max-num-seqs 512": EngineError("died")}
+    for tries in (1, 2):
+        tuned(tmp_path, FakeVllm(faults=faults), plan(factors=("max-num-seqs",)))
+        assert [point.tries for point in read_tuning(tmp_path).points if point.problem] == [tries]
+    vllm = FakeVllm(faults=faults)
+    tuned(tmp_path, vllm, plan(factors=("max-num-seqs",)))
+    assert vllm.started == []
+    assert read_tuning(tmp_path).left == 0
+
+
+def test_an_engine_that_died_waits_until_all_others_were_tried(tmp_path: Path) -> None:
+    faults = {"quantization fp8": EngineError("did not answer within 300 s")}
+    tuned(tmp_path, FakeVllm(faults=faults), pairs=0, budget_s=200.0)
+    vllm = FakeVllm()
+    tuned(tmp_path, vllm, pairs=0)
+    assert vllm.started[-2:] == ["quantization fp8", "quantization fp8, max-num-seqs 512"]
+
+
 def test_the_budget_keeps_time_for_the_pairs(tmp_path: Path) -> None:
     vllm = FakeVllm()
     tuning = tuned(

@@ -275,7 +275,12 @@ class _Tuner:
         return point
 
     def _sweep(self, candidates: Sequence[Settings], *, more: int) -> None:
-        """Measure what is not known yet, while there is time for it and then for `more` points and the pairs."""
+        """Measure what is not known yet, while there is time for it and then for `more` points and the pairs.
+
+        Engines that died come last: one that hangs until the command is cut would take the time of all others.
+        """
+        died = [point.settings for point in self._journal.points if not point.is_final]
+        candidates = sorted(candidates, key=lambda settings: settings in died)
         for place, settings in enumerate(candidates):
             if is_known(settings, self._journal.points):
                 self._engines += 1
@@ -309,7 +314,8 @@ class _Tuner:
         return spent_s + engines * usual_s <= self._budget_s
 
     def _add(self, point: Point) -> None:
-        self._journal.add(point)
+        before = sum(one.tries for one in self._journal.points if one.settings == point.settings)
+        self._journal.add(replace(point, tries=before + 1))
         self._engines += 1
         came = f"{point.value:,.0f} tok/s" if point.value else f"{point.problem}".splitlines()[0]
         self._show(f"{point.name}: {came}")

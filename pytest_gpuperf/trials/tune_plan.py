@@ -89,6 +89,7 @@ class Point(Record, frozen=True, kw_only=True, tag="point", tag_field="record"):
         cause: What kind of problem it is.
         unwell: Why the values are not the configuration's alone: heat, another process.
         device: Hashed UUID of the GPU.
+        tries: Engines that it took, this one included: one that died is tried once more.
     """
 
     settings: Settings
@@ -102,6 +103,12 @@ class Point(Record, frozen=True, kw_only=True, tag="point", tag_field="record"):
     cause: Cause | None = None
     unwell: str | None = None
     device: str | None = None
+    tries: int = 1
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it would come out the same again."""
+        return self.cause != "died" or self.tries > 1
 
     @property
     def name(self) -> str:
@@ -183,7 +190,7 @@ def left_out(plan: Plan, points: Sequence[Point]) -> int:
 
 def is_known(settings: Mapping[str, Setting], points: Sequence[Point]) -> bool:
     """Whether settings were tried, and whatever came of it would come of it again."""
-    return any(point.settings == settings and point.cause != "died" for point in points)
+    return any(point.settings == settings and point.is_final for point in points)
 
 
 def is_default(settings: Mapping[str, Setting], default: Point) -> bool:
