@@ -28,8 +28,8 @@ class Commands:
         self.now_s += self._takes_s
         return subprocess.CompletedProcess(command, self._codes[len(self.seen) - 1])
 
-    def budgets(self) -> list[str]:
-        return [command[command.index("--budget") + 1] for command in self.seen]
+    def budgets(self, option: str = "--budget") -> list[str]:
+        return [command[command.index(option) + 1] for command in self.seen]
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, commands: Commands, *arguments: str) -> int:
@@ -46,6 +46,7 @@ def test_the_budget_is_that_of_all_models_together(
     arguments = ("--output", str(tmp_path), "--budget", "480", "--pairs", "0")
     assert run_main(monkeypatch, commands, *arguments) == 0
     assert commands.budgets() == ["480", "180"]
+    assert commands.budgets("--timeout") == ["240", "90"]  # one that hangs is ended within it
     late = Commands(takes_s=450.0, codes=(0,))
     assert run_main(monkeypatch, late, *arguments) == 3
     assert late.budgets() == ["480"]

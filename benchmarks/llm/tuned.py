@@ -62,7 +62,9 @@ def tune(model: str, folder: Path, options: list[str], left_s: float | None) -> 
         print(f"== {model}: no time left", flush=True)
         return 3
     print(f"== {model}", flush=True)
-    budget = [] if left_s is None else ["--budget", f"{left_s:.0f}"]
+    budget = []
+    if left_s is not None:  # an engine that hangs is ended before the command is cut off, and kept as one that died
+        budget = ["--budget", f"{left_s:.0f}", "--timeout", f"{min(600.0, left_s / 2):.0f}"]
     code = subprocess.run([*_COMMAND, model, *options, *budget, "--output", str(folder)], check=False).returncode
     return code if code >= 0 else 1
 
