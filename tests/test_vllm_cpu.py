@@ -106,6 +106,14 @@ def test_the_identity_is_what_vllm_resolved(engine: Engine) -> None:
     assert "blocks" not in engine.configuration
 
 
+def test_a_few_short_sequences_are_all_that_a_step_is_made_for(tmp_path: Path) -> None:
+    """vLLM accepts it, and answers: its own default would be more than they can hold."""
+    config = msgspec.structs.replace(_CONFIG, max_num_seqs=1, max_model_len=192)
+    with Engine(config, devices=(cpu_device(),), folder=tmp_path) as engine:
+        assert engine.configuration["max_num_batched_tokens"] == "192"
+        assert engine.generate(Load(requests=2, prompt_tokens=128, output_tokens=64)).output_tokens == 128
+
+
 def test_an_engine_of_a_removed_argument_does_not_start(tmp_path: Path) -> None:
     """vLLM's own arguments are asked before anything is built."""
     config = msgspec.structs.replace(_CONFIG, options={"swap_space": 4})
