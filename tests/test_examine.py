@@ -19,7 +19,7 @@ from pytest_gpuperf.analysis.host import Facts, Torch, Trouble
 from pytest_gpuperf.devices import cpu_device, slug
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.lease import lock_path
-from pytest_gpuperf.nvml import Nvml
+from pytest_gpuperf.nvml import GpuUsage, Nvml
 from pytest_gpuperf.processes import Finished
 from pytest_gpuperf.testing import FakeNvml, fake_gpu, fake_state
 from pytest_gpuperf.trials import examine as examine_module
@@ -437,6 +437,29 @@ def test_what_hangs_does_not_hold_up_the_rest(
     assert facts.cpu is not None
     topics = [one.topic for one in findings(facts) if "not looked at" in one.text]
     assert topics == ["torch", "driver"]
+
+
+def test_a_gpu_that_hangs_costs_none_of_the_other_findings(
+    places: Places, blocker: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examine_module, "_LIMIT_S", 0.3)
+
+    class Hanging(FakeNvml):
+        def usage(self, uuid: str) -> GpuUsage:
+            if uuid == fake_gpu(1).uuid:
+                blocker.wait()
+            return super().usage(uuid)
+
+    begin_s = time.monotonic()
+    facts = examined(places, Hanging(fake_gpu(0), fake_gpu(1), fake_gpu(2)))
+    assert time.monotonic() - begin_s < 2
+    assert facts.gpus is not None
+    assert [gpu.problem is None for gpu in facts.gpus] == [True, False, True]
+    assert facts.troubles == ()
+    said = [f"{one.text} -> {one.mend}" for one in findings(facts) if one.topic == "GPU" and one.level == "problem"]
+    (hangs,) = said
+    assert hangs.startswith(f"GPU 1 (NVIDIA H100 80GB HBM3, {fake_gpu(1).uuid}): no answer within 0.3 s -> ")
+    assert "nvidia-smi -i 1" in hangs
 
 
 def test_no_limit_is_longer_than_ten_seconds() -> None:

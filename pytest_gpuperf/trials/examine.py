@@ -5,6 +5,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
@@ -193,7 +194,7 @@ def torch_of(*, timeout_s: float = _TORCH_LIMIT_S) -> Torch | None:
 
 
 def from_driver(open_driver: Callable[[], Nvml], places: Places, environment: Mapping[str, str]) -> FromDriver:
-    """Ask NVML everything; a GPU that is lost is a trouble, and the rest is still told.
+    """Ask NVML everything; a GPU that is lost or hangs is a trouble, and the rest is still told.
 
     Args:
         open_driver: Opens NVML.
@@ -216,16 +217,16 @@ def from_driver(open_driver: Callable[[], Nvml], places: Places, environment: Ma
     lost = tuple(Trouble(topic="GPU", text=one.reason, is_device=True) for one in gone)
     if lost and not infos:
         return FromDriver(driver=driver, assignment=Assignment(variables=variables), troubles=lost)
-    answers = (
-        absent,
-        answer_of("topology", lambda: _pairs(nvml, infos)),
-        answer_of("assignment", lambda: _devices(nvml, environment)),
-        answer_of("assignment", lambda: _assignment(nvml, infos, environment, variables)),
-    )
-    _, pairs, devices, assignment = answers
+    # Side by side: a GPU that hangs is one finding, and costs none of the others.
+    readings = [Probe("GPU", partial(_read, nvml, info, places), limit_s=_LIMIT_S) for info in infos]
+    topology = Probe("topology", lambda: _pairs(nvml, infos), limit_s=_LIMIT_S)
+    seen = Probe("assignment", lambda: _devices(nvml, environment), limit_s=_LIMIT_S)
+    given = Probe("assignment", lambda: _assignment(nvml, infos, environment, variables), limit_s=_LIMIT_S)
+    pairs, devices, assignment = topology.answer(), seen.answer(), given.answer()
+    answers = (absent, pairs, devices, assignment)
     return FromDriver(
         driver=driver,
-        gpus=tuple(_gpu(nvml, info, places) for info in infos),
+        gpus=tuple(_gpu(info, reading.answer()) for info, reading in zip(infos, readings, strict=True)),
         pairs=() if isinstance(pairs, Trouble) else pairs,
         assignment=None if isinstance(assignment, Trouble) else assignment,
         slugs=() if isinstance(devices, Trouble) else tuple(dict.fromkeys(slug([one]) for one in devices)) or (on_cpu,),
@@ -251,9 +252,13 @@ def _assignment(
     )
 
 
-def _gpu(nvml: Nvml, info: GpuInfo, places: Places) -> Gpu:
-    gpu = answer_of("GPU", lambda: _read(nvml, info, places))
-    return Gpu(info=info, problem=gpu.text) if isinstance(gpu, Trouble) else gpu
+def _gpu(info: GpuInfo, answer: Gpu | Trouble) -> Gpu:
+    if not isinstance(answer, Trouble):
+        return answer
+    if answer.is_device:  # which says who it is, and what to do
+        return Gpu(info=info, problem=answer.text)
+    mend = f"Run `nvidia-smi -i {info.index}`; if that does not answer either, reset the GPU or reboot."
+    return Gpu(info=info, problem=f"GPU {info.index} ({info.name}, {info.uuid}): {answer.text}. {mend}")
 
 
 def _read(nvml: Nvml, info: GpuInfo, places: Places) -> Gpu:
