@@ -131,7 +131,10 @@ class Machine:
         if self.gpus:
             return self.gpus
         if self._choice == "cuda":
-            raise DeviceError(f"--gpuperf-device cuda, but there is no GPU. {self.gpu_problem}")
+            raise DeviceError(
+                f"--gpuperf-device cuda, but there is no GPU. {self.gpu_problem} "
+                "To measure on the CPU instead: --gpuperf-device cpu."
+            )
         return (cpu_device(),)
 
     @property

@@ -53,7 +53,6 @@ ComputeMode = Literal["default", "prohibited", "exclusive process"]
 #: GPU_IS_LOST, RESET_REQUIRED, GPU_NOT_FOUND.
 _LOST = {15: "is lost: it has fallen off the bus", 16: "needs a reset", 28: "is not there any more"}
 
-_ON_CPU = "To measure on the CPU instead: --gpuperf-device=cpu."
 
 #: nvmlReturn_t of nvmlInit -> what is wrong and what mends it.
 _CANNOT_OPEN = {
@@ -277,7 +276,7 @@ def open_nvml() -> Nvml:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         cause = _CANNOT_OPEN.get(error.value) or f"NVML cannot be opened: {error}. Run `nvidia-smi` to see why."
-        raise DeviceError(f"{cause} {_ON_CPU}") from None
+        raise DeviceError(cause) from None
     return _DriverNvml(pynvml)
 
 

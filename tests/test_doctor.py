@@ -36,7 +36,7 @@ from pytest_gpuperf.testing import fake_condition, fake_gpu, fake_state
 U0, U1 = fake_gpu(0).uuid, fake_gpu(1).uuid
 IDLE = GpuUsage(sm_clock_mhz=345.0, busy_share=0.0, holds=("idle",))
 BUSY = GpuUsage(sm_clock_mhz=1410.0, busy_share=0.99, holds=("power cap",))
-NO_DRIVER = "No NVIDIA driver was found (libnvidia-ml.so.1 is missing). Install it. To measure on the CPU instead: x."
+NO_DRIVER = "No NVIDIA driver was found (libnvidia-ml.so.1 is missing). Install it."
 
 
 def node(name: str, **changes: Any) -> DeviceNode:

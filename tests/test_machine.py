@@ -68,7 +68,10 @@ def test_cuda_without_a_gpu_is_an_error_that_says_why() -> None:
     assert machine.is_unusable
     with pytest.raises(DeviceError) as error:
         _ = machine.devices
-    assert str(error.value) == "--gpuperf-device cuda, but there is no GPU. No NVIDIA driver was found."
+    assert str(error.value) == (
+        "--gpuperf-device cuda, but there is no GPU. No NVIDIA driver was found. "
+        "To measure on the CPU instead: --gpuperf-device cpu."
+    )
 
 
 def test_cpu_ignores_the_gpus_and_never_asks_the_driver() -> None:
@@ -95,7 +98,7 @@ def test_gpus_that_are_hidden_are_not_there_and_the_variable_is_named(
     assert str(error.value) == (
         f"--gpuperf-device cuda, but there is no GPU. The driver shows no GPU (CUDA_VISIBLE_DEVICES={visible}). "
         f"In CUDA_VISIBLE_DEVICES, entry 1, {visible!r}, ends the list: there is no such GPU here, only GPU 0 "
-        "(`nvidia-smi -L`)."
+        "(`nvidia-smi -L`). To measure on the CPU instead: --gpuperf-device cpu."
     )
 
 

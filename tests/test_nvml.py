@@ -455,7 +455,7 @@ def test_a_driver_that_cannot_be_opened_says_why_and_what_to_do(pynvml: FakePynv
     with pytest.raises(DeviceError) as raised:
         open_nvml()
     assert said in str(raised.value)
-    assert str(raised.value).endswith("--gpuperf-device=cpu.")
+    assert "--gpuperf-device" not in str(raised.value)  # for those alone who insist on a GPU
 
 
 def test_a_missing_nvidia_ml_py_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

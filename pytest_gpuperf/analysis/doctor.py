@@ -166,7 +166,6 @@ def _driver(facts: Facts) -> Iterator[Finding]:
         )
     elif is_cpu_only(facts):
         text, mend = split_message(driver.problem)
-        mend = mend.split(" To measure on the CPU instead")[0]
         yield note("driver", f"CPU only: {text[:1].lower()}{text[1:]}", f"{_ON_CPU} For a GPU: {mend}")
     else:
         yield problem("driver", *split_message(driver.problem))
