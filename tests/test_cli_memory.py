@@ -168,7 +168,11 @@ def test_folder_with_a_config_is_a_model(tmp_path: Path) -> None:
         (["--model", "gpt2", "--quantization", "fp4"], "Valid: fp16, bf16, fp8, int8, int4."),
         (["--model", "gpt2", "--kv-dtype", "fp4"], "Valid: auto, fp8."),
         (["--model", "gpt2", "--engine", "tgi"], "Valid: vllm, transformers."),
-        (["--model", "gpt2", "--batch-size", "0"], "gpuperf: A batch size of 0 is not possible: 1 or more."),
+        (["--model", "gpt2", "--batch-size", "0"], "gpuperf: A batch size of 0 is not possible: 1 to 1073741824."),
+        (
+            ["--model", "gpt2", "--batch-size", "9000"],
+            "gpuperf: vLLM takes no batch of 9000 with 8192 tokens a step: each request has one in it.",
+        ),
         (["--model", "gpt2", "--sequence-length", "1025"], "gpt2 takes 1024 tokens at most"),
         (["--model", "gpt2", "--gpus", "5"], "do not divide over 5 GPUs."),
         (["--model", "gpt2", "--gpu", "z9"], "No GPU 'z9' in the table."),

@@ -342,7 +342,8 @@ def test_parts_add_up_to_the_total_over_all_gpus() -> None:
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        ({"batch_size": 0}, "A batch size of 0 is not possible: 1 or more."),
+        ({"batch_size": 0}, "A batch size of 0 is not possible: 1 to 1073741824."),
+        ({"batch_size": 10**20}, "A batch size of 100000000000000000000 is not possible: 1 to 1073741824."),
         ({"sequence_tokens": 0}, "A sequence length of 0 is not possible"),
         ({"gpus": 0}, "A number of GPUs of 0 is not possible"),
         ({"max_num_batched_tokens": -1}, "A max_num_batched_tokens of -1 is not possible"),

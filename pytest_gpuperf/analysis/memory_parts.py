@@ -21,6 +21,8 @@ BLOCK_TOKENS = 16
 _VOCAB_PADDING = 64
 #: Weights that share a scale and a zero point in AWQ's and GPTQ's int4.
 _GROUP = 128
+#: Of requests, tokens and GPUs: more is a slip, and no number for a picture.
+_MOST = 2**30
 #: Bytes of an activation, a bias, a norm, an embedding: these stay 16 bit.
 WIDE = 2
 
@@ -39,7 +41,7 @@ class Use(Record, frozen=True, kw_only=True):
         is_eager: Without CUDA graphs.
 
     Raises:
-        UsageError: A word that is not known, or a number below 1.
+        UsageError: A word that is not known, or a number below 1 or above 2^30.
     """
 
     sequence_tokens: int
@@ -53,7 +55,7 @@ class Use(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _refuse_unknown_words(self)
-        _refuse_less_than_one(self)
+        _refuse_impossible_numbers(self)
 
 
 def refuse_impossible(shape: ModelShape, use: Use) -> None:
@@ -85,15 +87,15 @@ def _refuse_unknown_words(use: Use) -> None:
             raise UsageError(f"The {name} {value!r} is not known here. Valid: {', '.join(get_args(kind))}.")
 
 
-def _refuse_less_than_one(use: Use) -> None:
+def _refuse_impossible_numbers(use: Use) -> None:
     for name, number in (
         ("batch size", use.batch_size),
         ("sequence length", use.sequence_tokens),
         ("number of GPUs", use.gpus),
         ("max_num_batched_tokens", use.max_num_batched_tokens),
     ):
-        if number < 1:
-            raise UsageError(f"A {name} of {number} is not possible: 1 or more.")
+        if not 1 <= number <= _MOST:
+            raise UsageError(f"A {name} of {number} is not possible: 1 to {_MOST}.")
 
 
 def _refuse_uneven_split(shape: ModelShape, gpus: int) -> None:

@@ -58,6 +58,11 @@ def memory(  # noqa: PLR0913 - each is an option of the command line
         is_eager=is_eager,
     )
     chosen = [find_spec(name) for name in gpu_names or []]
+    if use.engine == "vllm" and batch_size > max_num_batched_tokens:
+        raise UsageError(
+            f"vLLM takes no batch of {batch_size} with {max_num_batched_tokens} tokens a step: each request has one in "
+            f"it. Give --max-num-batched-tokens {batch_size} or more."
+        )
     needed = estimate(shape, use)
     fits = fits_on(needed, chosen or common_gpus())
     echo([*memory_lines(needed), *stored_lines(model, use), *fit_lines(fits, use, is_chosen=bool(chosen))])
