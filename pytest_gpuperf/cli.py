@@ -58,10 +58,11 @@ _history_app.command("changes")(history.changes)
 def main() -> None:
     """Run the command; a mistake is one message and exit code 1."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="gpuperf", standalone_mode=False)
     except _CommandLineError as error:
-        message = _message_of(error)
-        typer.echo(f"gpuperf: {message.rstrip('.')}. Try: gpuperf --help", err=True)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "gpuperf"
+        typer.echo(f"gpuperf: {_message_of(error).rstrip('.')}. Try: {command} --help", err=True)
         code = ERROR
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED

@@ -125,6 +125,11 @@ def format_value(value: float, unit: str, *, digits: int = 4) -> str:
     return f"{_significant(value / prefixes[prefix], digits)} {prefix}{unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Print a number of things: `1 session`, `3 sessions`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def format_percent(fraction: float, *, signed: bool = False) -> str:
     """Print a fraction as a percentage with two significant digits: `3.1 %`, `0.05 %`, `12 %`."""
     percent = fraction * 100

@@ -59,7 +59,12 @@ def test_wrong_command_line_is_one_readable_line(
 ) -> None:
     done = gpuperf(*arguments)
 
-    assert_mistake(done, text, "Try: gpuperf --help")
+    assert_mistake(done, text, "Try: gpuperf")
+
+
+def test_help_that_is_offered_is_that_of_the_command() -> None:
+    done = gpuperf("baseline", "accept")
+    assert done.errors == "gpuperf: Missing option '--reason'. Try: gpuperf baseline accept --help\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("baseline",)], ids=["none", "baseline"])
@@ -75,7 +80,7 @@ def test_command_without_arguments_is_no_empty_error(arguments: tuple[str, ...])
     done = gpuperf(*arguments)
 
     assert done.code == 1
-    assert done.errors == "gpuperf: No command was given. Try: gpuperf --help\n"
+    assert done.errors == f"gpuperf: No command was given. Try: {' '.join(('gpuperf', *arguments))} --help\n"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_list_counts_tests_metrics_sessions_and_devices(pytester: pytest.Pyteste
 
     assert done.code == 0
     assert done.output.startswith(
-        "nvidia-h100-80gb-hbm3/test_suite.json: 2 tests, 2 metrics, up to 1 sessions on 1 device(s), "
+        "nvidia-h100-80gb-hbm3/test_suite.json: 2 tests, 2 metrics, up to 1 session on 1 device, "
     )
     assert done.output.count("\n") == 1
     assert gpuperf("baseline", "list", "--baselines", "elsewhere").output == done.output

@@ -177,7 +177,7 @@ def test_folder_with_a_config_is_a_model(tmp_path: Path) -> None:
         (["--model", "gpt2", "--gpus", "5"], "do not divide over 5 GPUs."),
         (["--model", "gpt2", "--gpu", "z9"], "No GPU 'z9' in the table."),
         (["--model", "gpt2", "--gpu", "gb300"], "The spec table has no memory size for GB300"),
-        (["--batch-size", "1"], "gpuperf: Missing option '--model'. Try: gpuperf --help"),
+        (["--batch-size", "1"], "gpuperf: Missing option '--model'. Try: gpuperf memory --help"),
     ],
 )
 def test_mistake_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:

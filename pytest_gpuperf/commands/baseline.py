@@ -28,7 +28,7 @@ from pytest_gpuperf.report.controller import refusals, tally, unused_entries
 from pytest_gpuperf.report.results import read_results
 from pytest_gpuperf.report.terminal import baseline_command, notes, table
 from pytest_gpuperf.run import judge_results
-from pytest_gpuperf.units import format_value
+from pytest_gpuperf.units import counted, format_value
 
 
 def list_baselines(baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
@@ -43,8 +43,9 @@ def list_baselines(baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
         gpus = {session.devices for metric in metrics for session in metric.sessions}
         most = max((len(metric.sessions) for metric in metrics), default=0)
         typer.echo(
-            f"{path.relative_to(baselines_root)}: {len(file.tests)} tests, {len(metrics)} metrics, "
-            f"up to {most} sessions on {len(gpus)} device(s), {min(dates, default='-')} to {max(dates, default='-')}"
+            f"{path.relative_to(baselines_root)}: {counted(len(file.tests), 'test')}, "
+            f"{counted(len(metrics), 'metric')}, up to {counted(most, 'session')} on {counted(len(gpus), 'device')}, "
+            f"{min(dates, default='-')} to {max(dates, default='-')}"
         )
 
 

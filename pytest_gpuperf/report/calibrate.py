@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pytest_gpuperf.analysis.prospects import TOLERANCES
 from pytest_gpuperf.report.terminal import Colour, Line
 from pytest_gpuperf.trials.calibrate import FEWEST_RUNS, ROOMY, Calibration, Process
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import counted, format_percent, format_value
 
 _COLOURS: dict[str | None, Colour] = {"fine": "green", "too tight": "red", "could be tighter": "cyan"}
 _MOST_LEFT_OUT, _MOST_TAIL_LINES = 5, 5
@@ -22,7 +22,7 @@ def process_lines(process: Process, count: int, *, width: int) -> list[Line]:
     begin = f"run {process.number} of {count}: "
     if process.problem is None:
         metrics = sum(len(record.measurements) for record in process.tests)
-        return [Line(text=f"{begin}{_counted(metrics, 'metric')}, {process.duration_s:.0f} s")]
+        return [Line(text=f"{begin}{counted(metrics, 'metric')}, {process.duration_s:.0f} s")]
     said = [text for text in process.tail.splitlines() if text.strip()][-_MOST_TAIL_LINES:]
     return [
         Line(text=f"{begin}{process.problem}; it does not count", colour="yellow"),
@@ -40,7 +40,7 @@ def calibration_lines(calibrations: Sequence[Calibration], left_out: Sequence[st
     most = max((each.runs for each in calibrations), default=0)
     lines = [Line(text=_row("value", "within", "between (95 %)", "sees", "of 3", "supports", "tolerance"))]
     for calibration in calibrations:
-        few = f" (in {_counted(calibration.runs, 'run')} of {most})" if calibration.runs < most else ""
+        few = f" (in {counted(calibration.runs, 'run')} of {most})" if calibration.runs < most else ""
         lines.append(Line(text=f"{calibration.key} {calibration.metric}{few}"))
         lines.append(_metric_line(calibration))
     lines += [Line(text=f"left out: {reason}", colour="yellow") for reason in left_out[:_MOST_LEFT_OUT]]
@@ -96,10 +96,6 @@ def _metric_line(calibration: Calibration) -> Line:
 
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else format_percent(fraction).removesuffix(" %")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _fitted(text: str, width: int) -> str:

@@ -15,7 +15,7 @@ from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.report.specs import find_spec
 from pytest_gpuperf.report.terminal import Line
 from pytest_gpuperf.specs import GpuSpec
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import counted, format_percent, format_value
 from pytest_gpuperf.workloads.models import stored_quantization
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def memory_lines(needed: Estimate) -> list[Line]:
     use = needed.use
     billions = f"{needed.shape.parameters / 1e9:.4g} B parameters"
     kv = "16-bit" if use.kv_dtype == "auto" else use.kv_dtype
-    load = f"{_counted(use.batch_size, 'request')} of {_counted(use.sequence_tokens, 'token')} at a time"
+    load = f"{counted(use.batch_size, 'request')} of {counted(use.sequence_tokens, 'token')} at a time"
     texts = [
         f"{needed.shape.name}: {billions}, {use.quantization} weights, {kv} KV cache, {use.engine}",
-        f"{load} on {_counted(len(needed.gpus), 'GPU')}{_step(needed)}",
+        f"{load} on {counted(len(needed.gpus), 'GPU')}{_step(needed)}",
         "",
     ]
     if len(needed.gpus) > 1:
@@ -162,10 +162,6 @@ def _wrapped(text: str) -> list[Line]:
     return [Line(text=part) for part in parts]
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 # The plot
 
 
@@ -197,7 +193,7 @@ def save_plot(needed: Estimate, path: Path, gpus: Sequence[GpuSpec] = ()) -> Non
         axes.set_xlabel("requests at a time")
         axes.set_ylabel("GB on the fullest GPU")
         axes.set_xlim(batches[0], batches[-1])
-    figure.suptitle(memory_lines(needed)[0].text + f", {_counted(len(needed.gpus), 'GPU')}")
+    figure.suptitle(memory_lines(needed)[0].text + f", {counted(len(needed.gpus), 'GPU')}")
     try:
         figure.savefig(path, dpi=120, format=path.suffix[1:] or "png")  # else a name without a suffix gets one
     except (OSError, ValueError) as error:
@@ -232,7 +228,7 @@ def _draw_parts(axes: "Axes", needed: Estimate, batches: Sequence[int]) -> None:
     parts = {name: [getattr(gpu, field) / 1e9 for gpu in gpus] for name, field in _PARTS.items()}
     parts = {name: sizes for name, sizes in parts.items() if any(sizes)}
     axes.stackplot(batches, list(parts.values()), labels=list(parts))
-    axes.set_title(f"parts, at {_counted(needed.use.sequence_tokens, 'token')} a request")
+    axes.set_title(f"parts, at {counted(needed.use.sequence_tokens, 'token')} a request")
     axes.legend(loc="upper left", fontsize="small")
 
 
