@@ -40,7 +40,7 @@ def list_baselines(baselines_root: BaselinesOption = DEFAULT_BASELINES) -> None:
         file = _read(path)
         metrics = [metric for test in file.tests.values() for metric in test.values()]
         dates = [session.date[:10] for metric in metrics for session in metric.sessions]
-        gpus = {session.devices for metric in metrics for session in metric.sessions}
+        gpus = {device for metric in metrics for session in metric.sessions for device in session.devices}
         most = max((len(metric.sessions) for metric in metrics), default=0)
         typer.echo(
             f"{path.relative_to(baselines_root)}: {counted(len(file.tests), 'test')}, "
