@@ -431,7 +431,7 @@ def _prediction(record: TestRecord, baseline: MetricBaseline, visit: str | None,
     unsettled = max(components.within.value, ((measurement.spread or 0.0) / 2) ** 2)
     components = dataclasses.replace(components, within=dataclasses.replace(components.within, value=unsettled))
     group = tuple(sorted(record.devices))
-    return predict(logs, components, device_group=group, current_runs=1, visit=visit or object())
+    return predict(logs, components, device_group=group, current_runs=1, visit=visit)
 
 
 def _decided(record: TestRecord, verdict: Verdict, prediction: Prediction) -> _Judged:

@@ -338,8 +338,8 @@ def _compare(question: _Question, sessions: Sequence[SessionLogs]) -> _Compariso
     components = dataclasses.replace(components, within=within)
 
     def prediction(look: int) -> Prediction:
-        visit, runs = question.visit or object(), question.runs_at(look)
-        return predict(sessions, components, device_group=question.devices, current_runs=runs, visit=visit)
+        runs = question.runs_at(look)
+        return predict(sessions, components, device_group=question.devices, current_runs=runs, visit=question.visit)
 
     now, looks = prediction(question.look), len(question.alphas)
     decisive = max(question.look, min(2, looks))  # the first look alone accuses nobody, where there are more

@@ -14,10 +14,6 @@ _EXACT_RANKS_UP_TO = 100
 _FRACTION_TERMS = 100
 
 
-#: Equal to no visit that a session names.
-_NEW_VISIT = object()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
     """An estimate and the ends of its confidence interval."""
@@ -34,7 +30,7 @@ class SessionLogs:
     Attributes:
         device_group: The physical devices that the session ran on; equal groups are the same devices.
         logs: One a run; at least one.
-        visit: The visit to the machine that the runs belong to.
+        visit: The visit to the machine that the runs belong to; `None`: one of their own.
     """
 
     device_group: Hashable
@@ -291,7 +287,7 @@ def predict(
     *,
     device_group: Hashable,
     current_runs: int,
-    visit: Hashable = _NEW_VISIT,
+    visit: Hashable = None,
 ) -> Prediction:
     """Predict the mean of new runs on a given device from the sessions so far.
 
@@ -309,7 +305,7 @@ def predict(
         components: Variances of the three levels.
         device_group: The physical devices of the new runs.
         current_runs: How many new runs are averaged.
-        visit: The visit of the new runs; by default a new one.
+        visit: The visit of the new runs; `None`: a new one.
     """
     import numpy as np
 
