@@ -25,7 +25,6 @@ class Adjusted(Record, frozen=True, kw_only=True):
         correlation: Of the sessions' logarithms.
         slope: Relative change of the metric for a relative change of the anchor.
         sessions: How many there were to find both from.
-        degrees_of_freedom_lost: The slope's. It is counted already: see `covariate`.
     """
 
     baseline: MetricBaseline
@@ -35,7 +34,6 @@ class Adjusted(Record, frozen=True, kw_only=True):
     correlation: float
     slope: float
     sessions: int
-    degrees_of_freedom_lost: int = 1
 
     @property
     def words(self) -> str:
