@@ -67,48 +67,6 @@ class Plan(Record, frozen=True, kw_only=True):
     changes: tuple[Change, ...]
 
 
-def append(file: BaselineFile | None, run: RunInfo, record: TestRecord, metrics: Collection[str]) -> BaselineFile:
-    """Add a record's values of some metrics to their epochs.
-
-    A run of the same visit, devices and environment as the metric's last session joins that session. Runs carry no
-    id here: the caller answers for not appending the same run twice.
-
-    Args:
-        file: The baseline so far; `None` begins one.
-        run: The process that measured.
-        record: What it measured.
-        metrics: Names of the metrics to add.
-
-    Raises:
-        UsageError: A metric was not measured, its value is not finite and above zero, or its unit, direction or
-            method is not the baseline's.
-    """
-    file = file or _empty(record)
-    chosen = _chosen(record, metrics)
-    return _with_epochs(file, record, {each.metric: _appended(file, run, record, each) for each in chosen})
-
-
-def accept(
-    file: BaselineFile | None, run: RunInfo, record: TestRecord, metrics: Collection[str], reason: str
-) -> BaselineFile:
-    """Begin a new epoch of some metrics, which holds this run alone. The arguments are those of `append`.
-
-    Args:
-        file: See `append`.
-        run: See `append`.
-        record: See `append`.
-        metrics: See `append`.
-        reason: Why the new value is right; kept with the epoch.
-
-    Raises:
-        UsageError: There is no reason, or a metric has no value that can be a baseline.
-    """
-    reason = _checked_reason(reason)
-    chosen = _chosen(record, metrics)
-    epochs = {each.metric: _epoch(run, record, each, reason=reason) for each in chosen}
-    return _with_epochs(file or _empty(record), record, epochs)
-
-
 def _empty(record: TestRecord) -> BaselineFile:
     return BaselineFile(schema=SCHEMA, module=record.key.module, environments={}, tests={})
 
@@ -117,12 +75,6 @@ def _checked_reason(reason: str) -> str:
     if not reason.strip():
         raise UsageError("Accepting needs a reason, such as --gpuperf-accept 'slower on purpose: exact softmax'.")
     return reason.strip()
-
-
-def _chosen(record: TestRecord, metrics: Collection[str]) -> tuple[Measurement, ...]:
-    if missing := set(metrics) - {measurement.metric for measurement in record.measurements}:
-        raise UsageError(f"{record.key} did not measure {', '.join(sorted(missing))}.")
-    return tuple(measurement for measurement in record.measurements if measurement.metric in metrics)
 
 
 def _epoch(run: RunInfo, record: TestRecord, measurement: Measurement, *, reason: str | None = None) -> MetricBaseline:
@@ -172,6 +124,7 @@ def _baseline_run(run_id: str, record: TestRecord, measurement: Measurement) -> 
 
 
 def _appended(file: BaselineFile, run: RunInfo, record: TestRecord, measurement: Measurement) -> MetricBaseline:
+    """Add a value to its epoch; runs of the last session's visit, devices and environment join that session."""
     new = _epoch(run, record, measurement)
     old = file.tests.get(record.key.test, {}).get(measurement.metric)
     if old is None:

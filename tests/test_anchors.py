@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from epochs import append
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from pytest_gpuperf.anchors import (
 )
 from pytest_gpuperf.baseline_file import baseline_path, dumps, list_files, read
 from pytest_gpuperf.baseline_store import prune, write
-from pytest_gpuperf.baselines import append
 from pytest_gpuperf.devices import Device, cpu_device
 from pytest_gpuperf.errors import DeviceError, MeasurementError, NotSupported
 from pytest_gpuperf.machine import Machine

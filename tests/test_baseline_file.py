@@ -9,12 +9,12 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from epochs import append
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pytest_gpuperf.baseline_file import baseline_path, dumps, list_files, read
-from pytest_gpuperf.baselines import append
 from pytest_gpuperf.errors import BaselineError
 from pytest_gpuperf.records import (
     BaselineFile,

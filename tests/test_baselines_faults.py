@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from epochs import append
 from msgspec.structs import replace
 
 import pytest_gpuperf
 from pytest_gpuperf import baseline_store
 from pytest_gpuperf.baseline_file import baseline_path, dumps, read
 from pytest_gpuperf.baseline_store import prune, write
-from pytest_gpuperf.baselines import append
 from pytest_gpuperf.errors import BaselineError
 from pytest_gpuperf.records import (
     Environment,

@@ -9,11 +9,11 @@ from typing import get_args
 
 import pytest
 import scipy.stats
+from epochs import append
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pytest_gpuperf.baselines import append
 from pytest_gpuperf.errors import MeasurementError
 from pytest_gpuperf.judge import (
     ALPHA,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 
 import pytest
+from epochs import append
 from msgspec.structs import replace
 
-from pytest_gpuperf import baselines
 from pytest_gpuperf.judge import CONFIRMED, LOOKS, is_settled, judge
 from pytest_gpuperf.records import (
     SCHEMA,
@@ -94,7 +94,7 @@ def weeks(
                 measurements=(replace(KERNEL, value=value),),
                 verdicts=(verdict,),
             )
-            file = baselines.append(file, run, record, ["time"])
+            file = append(file, run, record, ["time"])
 
 
 def first_red(weekly: Iterator[tuple[int, Verdict]]) -> int | None:
