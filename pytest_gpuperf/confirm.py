@@ -181,14 +181,7 @@ def run_again(
         OSError: The process cannot be started.
     """
     limit_s = START_LIMIT_S + _PATIENCE * (setup_s + sum(record.duration_s for record in records))
-    order = Order(
-        tests=tuple(f"{invocation.root / record.key.module}::{record.key.test}" for record in records),
-        results="",
-        leased=leased,
-        parent_pid=os.getpid(),
-        is_of_worker=_WORKER in os.environ,
-        descriptors=descriptors,
-    )
+    order = _order(records, invocation, leased, descriptors)
     finished, found, complaint = obey(order, invocation, limit_s=limit_s)
     return grown(records, {str(record.key): record for record in found.tests} if found else {}, finished, complaint)
 
@@ -216,15 +209,7 @@ def profile(
     Raises:
         OSError: The process cannot be started.
     """
-    order = Order(
-        tests=tuple(f"{invocation.root / record.key.module}::{record.key.test}" for record in records),
-        results="",
-        leased=leased,
-        parent_pid=os.getpid(),
-        is_of_worker=_WORKER in os.environ,
-        purpose="profile",
-        descriptors=descriptors,
-    )
+    order = replace(_order(records, invocation, leased, descriptors), purpose="profile")
     limit_s = START_LIMIT_S + _PROFILE_PATIENCE * (setup_s + sum(record.duration_s for record in records))
     finished, found, complaint = obey(order, invocation, limit_s=limit_s)
     profiles = found.profiles if found else ()
@@ -233,6 +218,19 @@ def profile(
         return profiles, None
     what = complaint or f"it {finished.in_words}{_last_words(finished.tail)}"
     return profiles, f"a fresh process was started to profile {', '.join(sorted(missing)[:3])}, but {what}"
+
+
+def _order(
+    records: Sequence[TestRecord], invocation: Invocation, leased: tuple[str, ...], descriptors: tuple[int, ...]
+) -> Order:
+    return Order(
+        tests=tuple(f"{invocation.root / record.key.module}::{record.key.test}" for record in records),
+        results="",
+        leased=leased,
+        parent_pid=os.getpid(),
+        is_of_worker=_WORKER in os.environ,
+        descriptors=descriptors,
+    )
 
 
 def obey(order: Order, invocation: Invocation, *, limit_s: float) -> tuple[Finished, Results | None, str | None]:
