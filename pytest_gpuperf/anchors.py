@@ -32,7 +32,7 @@ from msgspec.structs import replace
 from pytest_gpuperf.covariate import Adjusted, covariate, worse_log
 from pytest_gpuperf.devices import Device, cpu_device, slug
 from pytest_gpuperf.errors import DeviceError, MeasurementError, NotSupported
-from pytest_gpuperf.judge import ENOUGH_SESSIONS, hardware_differences
+from pytest_gpuperf.judge import ENOUGH_SESSIONS, hardware_differences, identity_differences
 from pytest_gpuperf.machine import Machine, check_torch
 from pytest_gpuperf.monitor import health
 from pytest_gpuperf.priors import Priors, prior_of
@@ -390,7 +390,7 @@ def _compared(record: TestRecord, file: BaselineFile | None, visit: str | None, 
     baseline = file.tests.get(record.key.test, {}).get(measurement.metric) if file else None
     if file is None or baseline is None:
         return _Judged(record=record, verdict=blank)
-    if differences := _identity_differences(measurement, baseline):
+    if differences := identity_differences([measurement], baseline):
         verdict = replace(blank, status="INCOMPARABLE", reason=f"Not comparable: {'; '.join(differences)}.")
         return _Judged(record=record, verdict=verdict)
     sessions = _comparable(record, baseline, file)
@@ -398,15 +398,6 @@ def _compared(record: TestRecord, file: BaselineFile | None, visit: str | None, 
         return _Judged(record=record, verdict=replace(blank, reason="No session on this hardware and software."))
     prediction = _prediction(record, replace(baseline, sessions=sessions), visit, priors)
     return _decided(record, replace(blank, sessions=len(sessions)), prediction)
-
-
-def _identity_differences(measurement: Measurement, baseline: MetricBaseline) -> list[str]:
-    differences = []
-    if measurement.unit != baseline.unit:
-        differences.append(f"unit {measurement.unit}, baseline {baseline.unit}")
-    if measurement.method != baseline.method:
-        differences.append(f"method {measurement.method}, baseline {baseline.method}")
-    return differences
 
 
 def _comparable(record: TestRecord, baseline: MetricBaseline, file: BaselineFile) -> tuple[Session, ...]:
@@ -502,7 +493,7 @@ def best_covariate(
     for record in anchors:
         measurement = record.measurements[0]
         known = file.tests.get(record.key.test, {}).get(measurement.metric) if file else None
-        if file is None or known is None or _identity_differences(measurement, known):
+        if file is None or known is None or identity_differences([measurement], known):
             continue
         comparable = replace(known, sessions=_comparable(record, known, file))
         adjusted = covariate(baseline, comparable, value, measurement.value)

@@ -175,7 +175,7 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     if baseline is None or not baseline.sessions:
         return replace(blank, reason="No baseline on this device.")
     sessions, differences = _same_hardware(baseline.sessions, environments, environment.hardware)
-    if differences := _other_identity(measurements, baseline) or differences:
+    if differences := identity_differences(measurements, baseline) or differences:
         return replace(blank, status="INCOMPARABLE", reason=f"Not comparable: {'; '.join(differences)}.")
 
     skipped = 1 if look > 1 and made > 1 else 0
@@ -282,7 +282,8 @@ def _group(devices: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(devices))
 
 
-def _other_identity(measurements: Sequence[Measurement], baseline: MetricBaseline) -> tuple[str, ...]:
+def identity_differences(measurements: Sequence[Measurement], baseline: MetricBaseline) -> tuple[str, ...]:
+    """Say what makes runs another metric than the baseline's: unit, direction, method, configuration."""
     differences = []
     for run in measurements:
         if run.unit != baseline.unit:
