@@ -27,7 +27,7 @@ from pytest_gpuperf.locks import adopt
 from pytest_gpuperf.machine import release_memory
 from pytest_gpuperf.monitor import cool_down
 from pytest_gpuperf.options import requirement_of
-from pytest_gpuperf.records import KernelSummary, TestKey, TestRecord
+from pytest_gpuperf.records import TestKey, TestRecord
 from pytest_gpuperf.run import Run
 from pytest_gpuperf.runwide import moved_together
 
@@ -216,7 +216,7 @@ class Deferred:
                     budget_s=run.settings.budget_s,
                 )
                 slower = [one for one in settled if any(verdict.status == "REGRESSED" for verdict in one.verdicts)]
-                run.profiles |= self._profile(slower)
+                self._profile(slower)
                 return [run.explained(one) for one in settled]
         except (GpuperfError, OSError) as error:
             return [unconfirmed(record, str(error)) for record in records]
@@ -256,16 +256,16 @@ class Deferred:
             release_memory()
             try:
                 with self._holding(devices, group):
-                    run.profiles |= self._profile(group)
+                    self._profile(group)
             except GpuperfError as error:
                 run.notes.append(f"No kernels were recorded: {error}")
         return run.profile_lines(run.profiles.keys() - sent)
 
-    def _profile(self, records: Sequence[TestRecord]) -> dict[tuple[TestKey, str], KernelSummary]:
-        """What ran in some tests of the same devices, which are held; nothing, and a note, where that fails."""
+    def _profile(self, records: Sequence[TestRecord]) -> None:
+        """Keep what ran in some tests of the same devices, which are held, or a note where that fails."""
         able = [record for record in records if self._run.can_profile(record)]
         if not able:
-            return {}
+            return
         try:
             found, problem = confirm.profile(
                 able,
@@ -278,8 +278,8 @@ class Deferred:
             found, problem = (), str(error)
         if problem:
             self._run.notes.append(f"No kernels were recorded: {problem}")
-        seen = {(one.key, one.metric): one.kernels for one in found}
-        return {entry: kernels for entry, kernels in seen.items() if entry not in self._run.profiles}
+        for one in found:
+            self._run.profiles.setdefault((one.key, one.metric), one.kernels)
 
     def _healthy(self, before: TestRecord, after: TestRecord) -> TestRecord:
         """Drop the last run of a test if the device was unwell in it."""
