@@ -172,13 +172,11 @@ def run_of(config: pytest.Config) -> "Run":
         from pytest_gpuperf.interop.xdist import has_home
         from pytest_gpuperf.run import Run
 
-        order = config.stash.get(order_key, None)
         config.stash[run_key] = Run(
             config.stash[settings_key],
             machine_of(config),
             config.rootpath,
-            leased=order.leased if order else (),
-            order=order,
+            order=config.stash.get(order_key, None),
             has_home=has_home(config),
         )
     return config.stash[run_key]
@@ -321,14 +319,16 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     try:
         result = yield
     except BaseException:
-        _release(session.config, "the run ended early")
+        if deferred_key in session.config.stash:
+            session.config.stash[deferred_key].release("the run ended early")
         raise
     deferred = session.config.stash.get(deferred_key, None)
     if deferred is not None and deferred.held:
         if session.shouldfail or session.shouldstop:
             deferred.release("the run ended early")
         else:
-            _announce(session.config, len(deferred.held))
+            unsettled = _tests(len(deferred.held), "unsettled ")
+            _say(session.config, f"gpuperf: measuring {unsettled} again, in fresh processes")
             deferred.settle()
     if not session.shouldfail and not session.shouldstop:
         _profile_recorded(session.config)
@@ -336,12 +336,6 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         session.config.__dict__["workeroutput"]["gpuperf_notes"] = run_of(session.config).notes
         session.config.__dict__["workeroutput"]["gpuperf_uses"] = ended(session.config)
     return result
-
-
-def _release(config: pytest.Config, why: str) -> None:
-    deferred = config.stash.get(deferred_key, None)
-    if deferred is not None:
-        deferred.release(why)
 
 
 def _profile_recorded(config: pytest.Config) -> None:
@@ -362,10 +356,6 @@ def _profile_recorded(config: pytest.Config) -> None:
         controller = config.pluginmanager.get_plugin("gpuperf-controller")
         assert controller is not None, "registered by pytest_configure"
         controller.take_profiles(lines)
-
-
-def _announce(config: pytest.Config, count: int) -> None:
-    _say(config, f"gpuperf: measuring {_tests(count, 'unsettled ')} again, in fresh processes")
 
 
 def _tests(count: int, kind: str = "") -> str:

@@ -49,8 +49,7 @@ class Run:
         settings: The options.
         machine: What can be measured on.
         root: pytest's root folder, which test modules are named from.
-        leased: Hashed UUIDs of devices that another process holds for this one.
-        order: What that process wants to be done; `None`: nobody started this one.
+        order: What another process wants to be done, which holds the devices for it; `None`: nobody started this one.
         has_home: The first GPU is this process's own among the workers of pytest-xdist: tests of one GPU stay on it.
     """
 
@@ -60,7 +59,6 @@ class Run:
         machine: Machine,
         root: Path,
         *,
-        leased: tuple[str, ...] = (),
         order: Order | None = None,
         has_home: bool = False,
     ) -> None:
@@ -73,7 +71,8 @@ class Run:
         self.settings = settings
         self.machine = machine
         self.root = root
-        self.leased = leased
+        #: Hashed UUIDs of devices that another process holds for this one.
+        self.leased = order.leased if order else ()
         #: Metrics of the collected tests that have a baseline, and how many are REGRESSED so far.
         self.compared = 0
         self.rejected = 0
@@ -95,8 +94,7 @@ class Run:
             BaselineError: The file is there and cannot be trusted.
         """
         if (folder, module) not in self._files:
-            path = baseline_path(self.settings.baselines, folder, module)
-            self._files[folder, module] = read(path, module=module)
+            self._files[folder, module] = _read(self.settings.baselines, folder, module)
         return self._files[folder, module]
 
     def priors(self, folder: str) -> Priors:
