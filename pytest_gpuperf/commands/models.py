@@ -10,6 +10,7 @@ from pytest_gpuperf.commands.arguments import GOOD, INTERRUPTED, NOT_SETTLED, Py
 from pytest_gpuperf.errors import UsageError
 
 if TYPE_CHECKING:
+    from pytest_gpuperf.analysis.memory import Use
     from pytest_gpuperf.machine import Machine
     from pytest_gpuperf.trials.diagnose import Wanted as WantedDiagnosis
     from pytest_gpuperf.trials.tune_bench import Wanted
@@ -58,17 +59,22 @@ def memory(  # noqa: PLR0913 - each is an option of the command line
         is_eager=is_eager,
     )
     chosen = [find_spec(name) for name in gpu_names or []]
-    if use.engine == "vllm" and batch_size > max_num_batched_tokens:
-        raise UsageError(
-            f"vLLM takes no batch of {batch_size} with {max_num_batched_tokens} tokens a step: each request has one in "
-            f"it. Give --max-num-batched-tokens {batch_size} or more."
-        )
+    _refuse_crowded_step(use)
     needed = estimate(shape, use)
     fits = fits_on(needed, chosen or common_gpus())
     echo([*memory_lines(needed), *stored_lines(model, use), *fit_lines(fits, use, is_chosen=bool(chosen))])
     if plot is not None:
         save_plot(needed, plot, chosen)
         typer.echo(f"Plot: {plot}")
+
+
+def _refuse_crowded_step(use: "Use") -> None:
+    tokens = use.max_num_batched_tokens
+    if use.engine == "vllm" and use.batch_size > tokens:
+        raise UsageError(
+            f"vLLM takes no batch of {use.batch_size} with {tokens} tokens a step: each request has one in it. "
+            f"Give --max-num-batched-tokens {use.batch_size} or more."
+        )
 
 
 def diagnose(  # noqa: PLR0913 - each is an option of the command line
