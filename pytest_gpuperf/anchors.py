@@ -29,7 +29,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from pytest_gpuperf.covariate import Adjusted, covariate, worse_log
+from pytest_gpuperf.covariate import Adjusted, covariate
 from pytest_gpuperf.devices import Device, cpu_device, slug
 from pytest_gpuperf.errors import DeviceError, MeasurementError, NotSupported
 from pytest_gpuperf.judge import ENOUGH_SESSIONS, hardware_differences, identity_differences
@@ -53,7 +53,7 @@ from pytest_gpuperf.records import (
 )
 from pytest_gpuperf.stats import Prediction, SessionLogs, predict, t_quantile, variance_components
 from pytest_gpuperf.timing import Call, Plan, Stopwatch
-from pytest_gpuperf.units import Better, format_percent
+from pytest_gpuperf.units import format_percent, from_worse_log, worse_log
 
 #: Module of the anchors in keys and baselines: `baselines/<device>/anchors.json`.
 MODULE = "anchors.py"
@@ -417,7 +417,7 @@ def _is_comparable(now: Environment, then: Environment) -> bool:
 def _prediction(record: TestRecord, baseline: MetricBaseline, visit: str | None, priors: Priors | None) -> Prediction:
     measurement = record.measurements[0]
     prior = prior_of(measurement.kind, is_cpu=record.environment.hardware.memory_bytes is None, priors=priors)
-    logs = [_session_logs(session, baseline.better) for session in baseline.sessions]
+    logs = [SessionLogs.of(session, baseline.better) for session in baseline.sessions]
     components = variance_components(logs, prior=prior.variances, floor=prior.floor)
     unsettled = max(components.within.value, ((measurement.spread or 0.0) / 2) ** 2)
     components = dataclasses.replace(components, within=dataclasses.replace(components.within, value=unsettled))
@@ -441,7 +441,7 @@ def _decided(record: TestRecord, verdict: Verdict, prediction: Prediction) -> _J
         change=math.expm1(difference),
         change_low=math.expm1(difference - half),
         change_high=math.expm1(difference + half),
-        baseline_value=math.exp(prediction.expected_log if measurement.better == "lower" else -prediction.expected_log),
+        baseline_value=from_worse_log(prediction.expected_log, measurement.better),
         is_provisional=is_early,
     )
     return _Judged(record=record, verdict=verdict, words=words, is_off=status == "INCOMPARABLE")
@@ -468,11 +468,6 @@ def _note(verdicts: Sequence[Verdict]) -> str:
         f"Anchors: {least} of {ENOUGH_SESSIONS} sessions on this hardware and software; until then they say nothing of "
         "the machine."
     )
-
-
-def _session_logs(session: Session, better: Better) -> SessionLogs:
-    logs = tuple(worse_log(run.value, better) for run in session.runs)
-    return SessionLogs(device_group=tuple(sorted(session.devices)), logs=logs, visit=session.visit)
 
 
 def best_covariate(

@@ -8,7 +8,7 @@ from statistics import fmean
 from msgspec.structs import replace
 
 from pytest_gpuperf.records import MetricBaseline, Record, Session
-from pytest_gpuperf.units import Better
+from pytest_gpuperf.units import Better, from_worse_log, worse_log
 
 #: Visits and correlation from which an anchor may serve.
 LEAST_VISITS, LEAST_CORRELATION = 8, 0.8
@@ -73,13 +73,13 @@ def covariate(baseline: MetricBaseline, anchor: MetricBaseline, value: float, an
     if line is None or line.correlation < LEAST_CORRELATION:
         return None
     x = worse_log(anchor_value, anchor.better)
-    stretch = line.stretch(x)
+    stretch, factor = line.stretch(x), from_worse_log(line.shift(x), baseline.better)
     shifts = [line.shift(own) + (stretch - 1) * line.residual(own, y) for (_, own), y in zip(pairs, ys, strict=True)]
     sessions = tuple(_shifted(pair[0], by, baseline.better) for pair, by in zip(pairs, shifts, strict=True))
     return Adjusted(
         baseline=replace(baseline, sessions=sessions),
-        value=_moved(value, line.shift(x), baseline.better),
-        factor=_moved(1.0, line.shift(x), baseline.better),
+        value=value * factor,
+        factor=factor,
         correlation=line.correlation,
         slope=line.slope,
         sessions=len(pairs),
@@ -138,17 +138,9 @@ def _anchor_of(session: Session, anchor: MetricBaseline) -> float | None:
 
 
 def _shifted(session: Session, by: float, better: Better) -> Session:
-    return replace(session, runs=tuple(replace(run, value=_moved(run.value, by, better)) for run in session.runs))
-
-
-def _moved(value: float, by: float, better: Better) -> float:
-    return value * math.exp(by if better == "lower" else -by)
+    factor = from_worse_log(by, better)
+    return replace(session, runs=tuple(replace(run, value=run.value * factor) for run in session.runs))
 
 
 def _mean(session: Session, better: Better) -> float:
     return fmean(worse_log(run.value, better) for run in session.runs)
-
-
-def worse_log(value: float, better: Better) -> float:
-    """Return the logarithm with its sign so that more is worse."""
-    return math.log(value) if better == "lower" else -math.log(value)

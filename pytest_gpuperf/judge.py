@@ -41,7 +41,7 @@ from pytest_gpuperf.records import (
     configuration_differences,
 )
 from pytest_gpuperf.stats import Prediction, SessionLogs, predict, t_probability, t_quantile, variance_components
-from pytest_gpuperf.units import Better, format_percent, format_value
+from pytest_gpuperf.units import format_percent, format_value, from_worse_log, worse_log
 
 #: Runs made by the first, second and third look.
 LOOKS = (1, 3, 6)
@@ -168,7 +168,8 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     prior = prior_of(first.kind, is_cpu=is_cpu, priors=priors)
     tolerance = prior.tolerance if first.tolerance is None else first.tolerance
     blank = Verdict(status="NEW", metric=first.metric, reason="", tolerance=tolerance, runs=made)
-    logs = [_log(run.value, run.better, run.metric, run.unit) for run in measurements]
+    for run in measurements:
+        _check(run.value, run.metric, run.unit)
 
     if health:  # with or without a baseline: such a value is not to be recorded either
         return replace(blank, status="INVALID", reason=health)
@@ -180,7 +181,7 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
 
     skipped = 1 if look > 1 and made > 1 else 0
     question = _Question(
-        logs=logs[skipped:],
+        logs=[worse_log(run.value, run.better) for run in measurements[skipped:]],
         unsettled=_unsettled(measurements[skipped:], sessions),
         prior=prior,
         devices=_group(devices),
@@ -265,17 +266,17 @@ def tolerance_warning(verdict: Verdict) -> str | None:
     return None
 
 
-def _log(value: float, better: Better, metric: str, unit: str) -> float:
+def _check(value: float, metric: str, unit: str) -> None:
     if not math.isfinite(value) or value <= 0:
         raise MeasurementError(
             f"{metric} is {value:g} {unit}. Only finite values above 0 can be compared: correct what the test records."
         )
-    return math.log(value) if better == "lower" else -math.log(value)
 
 
 def _session_logs(session: Session, baseline: MetricBaseline, metric: str) -> SessionLogs:
-    logs = tuple(_log(run.value, baseline.better, f"The baseline of {metric}", baseline.unit) for run in session.runs)
-    return SessionLogs(device_group=_group(session.devices), logs=logs, visit=session.visit)
+    for run in session.runs:
+        _check(run.value, f"The baseline of {metric}", baseline.unit)
+    return SessionLogs.of(session, baseline.better)
 
 
 def _group(devices: tuple[str, ...]) -> tuple[str, ...]:
@@ -392,16 +393,12 @@ def _decide(
         change_low=now.change_at(0.025),
         change_high=now.change_at(0.975),
         minimum_detectable_effect=now.minimum_detectable_effect,
-        baseline_value=_value(now.expected_log, baseline),
-        value=_value(now.expected_log + now.difference, baseline),
+        baseline_value=from_worse_log(now.expected_log, baseline.better),
+        value=from_worse_log(now.expected_log + now.difference, baseline.better),
         p_value=now.p_value,
         drift=math.expm1(since_start.difference) if since_start else None,
         is_low_power=is_low_power,
     )
-
-
-def _value(log: float, baseline: MetricBaseline) -> float:
-    return math.exp(log if baseline.better == "lower" else -log)
 
 
 def _status(comparison: _Comparison, margin: float) -> Status:

@@ -139,7 +139,10 @@ def learn(baselines: Iterable[MetricBaseline], *, before: Priors, is_cpu: bool, 
 
 
 def _learned(baselines: Sequence[MetricBaseline], before: Prior, origin: str) -> Prior:
-    found = [level_squares(_sessions(baseline)) for baseline in baselines]
+    found = [
+        level_squares([SessionLogs.of(session, baseline.better) for session in baseline.sessions])
+        for baseline in baselines
+    ]
     within = _level([metric.within for metric in found], before.within, origin)
     runs = fmean(metric.runs_a_session for metric in found)
     below = within.deviation**2 / runs
@@ -148,17 +151,6 @@ def _learned(baselines: Sequence[MetricBaseline], before: Prior, origin: str) ->
     below = (session.deviation**2 + below) / visits
     device = _level([metric.device for metric in found], before.device, origin, below=below, floor=before.floor)
     return msgspec.structs.replace(before, within=within, session=session, device=device)
-
-
-def _sessions(baseline: MetricBaseline) -> list[SessionLogs]:
-    return [
-        SessionLogs(
-            device_group=tuple(sorted(session.devices)),
-            logs=tuple(math.log(run.value) for run in session.runs),
-            visit=session.visit,
-        )
-        for session in baseline.sessions
-    ]
 
 
 def _level(

@@ -5,8 +5,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist, fmean, harmonic_mean, median, stdev, variance
+from typing import TYPE_CHECKING, Any, Self
 
 from pytest_gpuperf.errors import MeasurementError
+from pytest_gpuperf.records import Session
+from pytest_gpuperf.units import Better, worse_log
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Above this the normal approximation gives the same ranks as the binomial distribution, or wider by one.
 _EXACT_RANKS_UP_TO = 100
@@ -36,6 +42,12 @@ class SessionLogs:
     device_group: Hashable
     logs: tuple[float, ...]
     visit: Hashable = None
+
+    @classmethod
+    def of(cls, session: Session, better: Better) -> Self:
+        """The runs of an accepted session, signed so that more is worse."""
+        logs = tuple(worse_log(run.value, better) for run in session.runs)
+        return cls(device_group=tuple(sorted(session.devices)), logs=logs, visit=session.visit)
 
     @property
     def mean(self) -> float:
@@ -310,14 +322,7 @@ def predict(
     import numpy as np
 
     everything = [*sessions, SessionLogs(device_group=device_group, logs=(0.0,) * current_runs, visit=visit)]
-    # Each level's covariance of the session means, the current one last: [sessions + 1, sessions + 1]
-    devices = np.array([[one.device_group == other.device_group for other in everything] for one in everything], float)
-    visits = np.array(
-        [[one is other or _is_one_visit(one, other) for other in everything] for one in everything], float
-    )
-    runs = np.diag([1 / len(one.logs) for one in everything])
-    levels = [(components.within, runs), (components.session, visits), (components.device, devices)]
-
+    levels = shared_levels(everything, components)
     total = np.sum([level.value * shared for level, shared in levels], axis=0)
     among, to_current = total[:-1, :-1], total[:-1, -1]
     ones = np.ones(len(sessions))
@@ -333,6 +338,18 @@ def predict(
         standard_error=math.sqrt(sum(parts)),
         degrees_of_freedom=max(sum(parts) ** 2 / certainty, 1.0),
     )
+
+
+def shared_levels(
+    sessions: Sequence[SessionLogs], components: VarianceComponents
+) -> list[tuple[Variance, "np.ndarray[Any, np.dtype[np.float64]]"]]:
+    """Pair the variance of each level with what the sessions' means share of it: [sessions, sessions]."""
+    import numpy as np
+
+    devices = np.array([[one.device_group == other.device_group for other in sessions] for one in sessions], float)
+    visits = np.array([[one is other or _is_one_visit(one, other) for other in sessions] for one in sessions], float)
+    runs = np.diag([1 / len(one.logs) for one in sessions])
+    return [(components.within, runs), (components.session, visits), (components.device, devices)]
 
 
 def _is_one_visit(one: SessionLogs, other: SessionLogs) -> bool:

@@ -93,6 +93,16 @@ def is_of_time(unit: str) -> bool:
     return unit in ("s", "s/tok", "s/req") or unit.endswith("/s")
 
 
+def worse_log(value: float, better: Better) -> float:
+    """Return the logarithm of a value above 0, with its sign so that more is worse."""
+    return math.log(value) if better == "lower" else -math.log(value)
+
+
+def from_worse_log(log: float, better: Better) -> float:
+    """Return the value, or the factor, of a logarithm of which more is worse."""
+    return math.exp(log if better == "lower" else -log)
+
+
 def parse_tolerance(value: object) -> float:
     """Read a tolerance: a fraction (`0.05`) or a percentage with its sign (`"5%"`).
 

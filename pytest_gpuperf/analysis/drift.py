@@ -15,7 +15,15 @@ from pytest_gpuperf.curves import baseline_at_shared_sizes
 from pytest_gpuperf.judge import ENOUGH_SESSIONS
 from pytest_gpuperf.priors import prior_of, read_priors
 from pytest_gpuperf.records import BaselineFile, MetricBaseline, Record, Session, TestKey
-from pytest_gpuperf.stats import Interval, SessionLogs, VarianceComponents, t_quantile, variance_components
+from pytest_gpuperf.stats import (
+    Interval,
+    SessionLogs,
+    VarianceComponents,
+    shared_levels,
+    t_quantile,
+    variance_components,
+)
+from pytest_gpuperf.units import from_worse_log
 
 _CONFIDENCE = 0.95
 
@@ -96,7 +104,6 @@ def drift_of(
     components = variance_components(before, prior=prior.variances, floor=prior.floor)
     change = change_between(before, after, components)
     middle = sum(session.mean for session in before) / len(before)
-    sign = 1 if baseline.better == "lower" else -1
     return Drift(
         key=key,
         metric=metric,
@@ -109,22 +116,14 @@ def drift_of(
         change_high=math.expm1(change.high),
         first_date=first[0].date,
         last_date=recent[-1].date,
-        first_value=math.exp(sign * middle),
-        last_value=math.exp(sign * (middle + change.centre)),
+        first_value=from_worse_log(middle, baseline.better),
+        last_value=from_worse_log(middle + change.centre, baseline.better),
         tolerance=prior.tolerance,
     )
 
 
 def _logs(sessions: Sequence[Session], baseline: MetricBaseline) -> list[SessionLogs]:
-    sign = 1 if baseline.better == "lower" else -1
-    return [
-        SessionLogs(
-            device_group=tuple(sorted(session.devices)),
-            logs=tuple(sign * math.log(run.value) for run in session.runs),
-            visit=session.visit,
-        )
-        for session in sessions
-    ]
+    return [SessionLogs.of(session, baseline.better) for session in sessions]
 
 
 def change_between(
@@ -142,11 +141,7 @@ def change_between(
     import numpy as np
 
     everything = [*before, *after]
-    # Each level's covariance of the session means: [sessions, sessions]
-    devices = np.array([[a.device_group == b.device_group for b in everything] for a in everything], float)
-    visits = np.array([[a is b or _is_one_visit(a, b) for b in everything] for a in everything], float)
-    runs = np.diag([1 / len(session.logs) for session in everything])
-    levels = [(components.within, runs), (components.session, visits), (components.device, devices)]
+    levels = shared_levels(everything, components)
     total = np.sum([level.value * shared for level, shared in levels], axis=0)
 
     # design: [sessions, 2], the mean of all and what the later ones add to it
@@ -159,7 +154,3 @@ def change_between(
     centre = float(weights @ np.array([session.mean for session in everything]))
     half = t_quantile((1 + _CONFIDENCE) / 2, freedom) * math.sqrt(sum(parts))
     return Interval(low=centre - half, centre=centre, high=centre + half)
-
-
-def _is_one_visit(one: SessionLogs, other: SessionLogs) -> bool:
-    return one.visit is not None and (one.device_group, one.visit) == (other.device_group, other.visit)

@@ -1,7 +1,6 @@
 """What the baselines of one kind of device teach about noise, and keeping it beside them for the judge."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -127,14 +126,6 @@ def _learned(
 
 def _shows(baseline: MetricBaseline, level: LevelName) -> bool:
     """Whether two runs of a visit, two visits to a device, or two devices show a difference."""
-    sessions = [
-        SessionLogs(
-            device_group=tuple(sorted(session.devices)),
-            logs=tuple(math.log(run.value) for run in session.runs),
-            visit=session.visit,
-        )
-        for session in baseline.sessions
-    ]
-    squares = level_squares(sessions)
+    squares = level_squares([SessionLogs.of(session, baseline.better) for session in baseline.sessions])
     variance = {"within": squares.within, "session": squares.session, "device": squares.device}[level]
     return variance.degrees_of_freedom > 0 and variance.value > 0

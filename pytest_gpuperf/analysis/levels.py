@@ -9,6 +9,7 @@ from pytest_gpuperf.analysis.changes import MIN_SEGMENT, Step, steps, unlinked
 from pytest_gpuperf.analysis.history import Point, Series
 from pytest_gpuperf.priors import package_priors
 from pytest_gpuperf.records import Record
+from pytest_gpuperf.units import Better, from_worse_log, worse_log
 
 
 class Observation(Record, frozen=True, kw_only=True):
@@ -83,13 +84,12 @@ def levels(series: Series, points: Sequence[Point], *, by_date: bool = False) ->
     if by_date:
         valid.sort(key=lambda point: point.date)
     found = observations(valid)
-    sign = 1 if series.better == "lower" else -1
-    logs = [sign * math.log(one.value) for one in found]
+    logs = [worse_log(one.value, series.better) for one in found]
     devices = [one.devices for one in found]
     return Levels(
         series=series,
         observations=len(found),
-        steps=tuple(_in_units(step, found, sign) for step in steps(logs, devices, floor=_floor(series))),
+        steps=tuple(_in_units(step, found, series.better) for step in steps(logs, devices, floor=_floor(series))),
         replaced=tuple(found[i] for i in unlinked(devices)),
         invalid=len(points) - len(valid),
         backwards=_backwards([point.date for point in valid]),
@@ -119,12 +119,12 @@ def _joined(points: Sequence[Point]) -> Observation:
     return Observation(date=first.date, commit=first.commit, devices=first.devices, value=value)
 
 
-def _in_units(step: Step, found: Sequence[Observation], sign: int) -> LevelStep:
+def _in_units(step: Step, found: Sequence[Observation], better: Better) -> LevelStep:
     return LevelStep(
         last=found[step.at - 1],
         first=found[step.at],
-        value_before=math.exp(sign * step.before),
-        value_after=math.exp(sign * (step.before + step.change)),
+        value_before=from_worse_log(step.before, better),
+        value_after=from_worse_log(step.before + step.change, better),
         change=math.expm1(step.change),
         change_low=math.expm1(step.low),
         change_high=math.expm1(step.high),

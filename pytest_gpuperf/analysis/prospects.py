@@ -28,6 +28,7 @@ from pytest_gpuperf.records import (
     Session,
     Verdict,
 )
+from pytest_gpuperf.units import from_worse_log
 
 #: What a tolerance is rounded up to.
 TOLERANCES = (
@@ -123,7 +124,7 @@ class Prospects:
         return MetricBaseline(unit=run.unit, better=run.better, kind=run.kind, method=run.method, sessions=sessions)
 
     def _value(self, log: float) -> float:
-        return self.middle * math.exp(log if self.run.better == "lower" else -log)
+        return self.middle * from_worse_log(log, self.run.better)
 
 
 class _Game(Record, frozen=True, kw_only=True):

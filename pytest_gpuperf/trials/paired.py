@@ -32,6 +32,7 @@ from pytest_gpuperf.monitor import health
 from pytest_gpuperf.priors import Prior, prior_of
 from pytest_gpuperf.records import Measurement, Record, Results, TestKey, TestRecord
 from pytest_gpuperf.stats import Variance, t_quantile
+from pytest_gpuperf.units import worse_log
 
 Label = Literal["BASE", "HEAD"]
 Decision = Literal["SLOWER", "FASTER", "SAME", "NOT SLOWER", "UNDECIDED"]
@@ -243,8 +244,7 @@ class _Found(Record, frozen=True, kw_only=True):
     @property
     def log(self) -> float:
         """Logarithm of the value; + is worse."""
-        log = math.log(self.measurement.value)
-        return log if self.measurement.better == "lower" else -log
+        return worse_log(self.measurement.value, self.measurement.better)
 
     @property
     def identity(self) -> str:
