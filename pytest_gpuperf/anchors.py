@@ -416,7 +416,7 @@ def _is_comparable(now: Environment, then: Environment) -> bool:
 
 def _prediction(record: TestRecord, baseline: MetricBaseline, visit: str | None, priors: Priors | None) -> Prediction:
     measurement = record.measurements[0]
-    prior = prior_of(measurement.kind, is_cpu=record.environment.hardware.memory_bytes is None, priors=priors)
+    prior = prior_of(measurement.kind, is_cpu=record.environment.hardware.is_cpu, priors=priors)
     logs = [SessionLogs.of(session, baseline.better) for session in baseline.sessions]
     components = variance_components(logs, prior=prior.variances, floor=prior.floor)
     unsettled = max(components.within.value, ((measurement.spread or 0.0) / 2) ** 2)

@@ -111,6 +111,11 @@ class Hardware(Record, frozen=True, kw_only=True):
     is_mig: bool = False
     link: str | None = None
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether this is a CPU: a GPU always tells its memory."""
+        return self.memory_bytes is None
+
 
 class Environment(Record, frozen=True, kw_only=True):
     """Hardware, which must match, and versions, which are noted: a slower driver is what users want to catch."""

@@ -97,7 +97,7 @@ def drift_of(
     baseline = baseline_at_shared_sizes(baseline)
     first = baseline.sessions[:ENOUGH_SESSIONS]
     recent = baseline.sessions[ENOUGH_SESSIONS:][-ENOUGH_SESSIONS:]
-    is_cpu = file.environments[recent[-1].environment].hardware.memory_bytes is None
+    is_cpu = file.environments[recent[-1].environment].hardware.is_cpu
     prior = prior_of(baseline.kind, is_cpu=is_cpu, priors=read_priors(root, slug))
     before, after = _logs(first, baseline), _logs(recent, baseline)
     # The noise of the first sessions, as the judge sees it: in that of all, the drift would hide itself.

@@ -176,7 +176,7 @@ class History:
                         f"{metric} of {record.key} is {run.value:g} {run.unit}. A history keeps values above 0: "
                         "was the results file edited?"
                     )
-                is_cpu = record.environment.hardware.memory_bytes is None
+                is_cpu = record.environment.hardware.is_cpu
                 identity = (
                     record.slug,
                     record.key.module,

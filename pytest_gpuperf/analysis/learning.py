@@ -92,7 +92,7 @@ def _lesson(root: Path, slug: str, files: Sequence[BaselineFile]) -> Lesson:
         for metrics in file.tests.values()
         for metric in metrics.values()
     ]
-    is_cpu = all(each.hardware.memory_bytes is None for file in files for each in file.environments.values())
+    is_cpu = all(each.hardware.is_cpu for file in files for each in file.environments.values())
     groups: dict[PriorName, list[MetricBaseline]] = {}
     for baseline in baselines:
         groups.setdefault("cpu" if is_cpu else baseline.kind, []).append(baseline)

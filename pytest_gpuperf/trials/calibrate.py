@@ -230,7 +230,7 @@ def _of_one_method(measurements: Sequence[Measurement]) -> tuple[list[Measuremen
 def _calibration(runs: _Runs, priors: Priors, alpha: float) -> Calibration:
     runs = dataclasses.replace(runs, measurements=at_shared_sizes(runs.measurements))
     usual, _ = _of_one_method(runs.measurements)
-    first, is_cpu = usual[0], runs.environment.hardware.memory_bytes is None
+    first, is_cpu = usual[0], runs.environment.hardware.is_cpu
     prior = prior_of(first.kind, is_cpu=is_cpu, priors=priors)
     sessions = _by_device(runs, usual)
     spreads = [one.spread for one in usual if one.spread is not None]

@@ -332,7 +332,7 @@ def _judged(metric: Metric, kept: Sequence[_Both], prior: Prior, alpha: float) -
 
 
 def _prior_of(found: _Found) -> Prior:
-    return prior_of(found.measurement.kind, is_cpu=found.record.environment.hardware.memory_bytes is None)
+    return prior_of(found.measurement.kind, is_cpu=found.record.environment.hardware.is_cpu)
 
 
 def _least_sd(measurements: Sequence[Measurement]) -> float:
