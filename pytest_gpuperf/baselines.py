@@ -256,7 +256,7 @@ def _needs_reason(verdict: Verdict) -> bool:
     if verdict.is_host_limited and verdict.status != "INCOMPARABLE":
         return False  # what the host does to such a metric is its usual noise, for better or worse
     if verdict.status == "INCONCLUSIVE":  # recorded, slowdowns too small to be sure of would become the usual noise
-        return verdict.change is not None and verdict.change > verdict.tolerance
+        return verdict.is_beyond_tolerance
     return verdict.status in ("REGRESSED", "IMPROVED", "INCOMPARABLE")
 
 

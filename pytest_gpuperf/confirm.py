@@ -152,9 +152,7 @@ def unconfirmed(record: TestRecord, problem: str) -> TestRecord:
 
 def _noted(record: TestRecord, words: str) -> TestRecord:
     verdicts = tuple(
-        replace(verdict, reason=f"{verdict.reason.rstrip('.')}; {words}.")
-        if verdict.status in ("INCONCLUSIVE", "INVALID")
-        else verdict
+        verdict.saying(words) if verdict.status in ("INCONCLUSIVE", "INVALID") else verdict
         for verdict in record.verdicts
     )
     return replace(record, verdicts=verdicts)

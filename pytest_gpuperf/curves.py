@@ -95,7 +95,7 @@ def _decided(
         words = f"{loss}. The sizes before it: {verdict.reason}"
         return replace(verdict, status="REGRESSED", reason=words, is_low_power=False)
     # No single metric beyond its tolerance passes either: it is measured again. Of many sizes one is often beyond it.
-    open_ = {size: one for size, one in points.items() if one.status == "INCONCLUSIVE" and _is_beyond(one)}
+    open_ = {size: one for size, one in points.items() if one.status == "INCONCLUSIVE" and one.is_beyond_tolerance}
     if open_ and verdict.status == "PASS" and len(runs) == 1:
         return _because_of(open_, verdict, runs, "INCONCLUSIVE")
     return verdict
@@ -108,10 +108,6 @@ def _because_of(
     size = max(points, key=lambda size: points[size].change or 0.0)
     words = f"{_axis(runs)} {size}: {points[size].reason} The curve as a whole: {verdict.reason}"
     return replace(verdict, status=status, reason=words, is_low_power=False)
-
-
-def _is_beyond(verdict: Verdict) -> bool:
-    return verdict.change is not None and verdict.change > verdict.tolerance
 
 
 def lost_end(runs: Sequence[Measurement], before: Sequence[BaselineRun]) -> str | None:

@@ -44,16 +44,10 @@ def limited(verdict: Verdict, runs: Sequence[Measurement], baseline: MetricBasel
         return replace(verdict, remark=_joined(verdict.remark, f"{words}, {format_percent(then)} in the baseline"))
     if verdict.status == "REGRESSED" and lost_end(runs, before):
         return replace(verdict, remark=_joined(verdict.remark, words))
-    is_open = verdict.status in ("REGRESSED", "INCONCLUSIVE")
-    return replace(
-        verdict,
-        status="INCONCLUSIVE" if is_open else verdict.status,
-        reason=f"{verdict.reason.rstrip('.')}; {words}, so this is noted and gates nothing."
-        if is_open
-        else verdict.reason,
-        is_host_limited=True,
-        remark=_joined(verdict.remark, words),
-    )
+    verdict = replace(verdict, is_host_limited=True, remark=_joined(verdict.remark, words))
+    if verdict.status not in ("REGRESSED", "INCONCLUSIVE"):
+        return verdict
+    return replace(verdict.saying(f"{words}, so this is noted and gates nothing"), status="INCONCLUSIVE")
 
 
 def _share(shares: Sequence[float | None]) -> float | None:

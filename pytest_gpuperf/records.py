@@ -307,6 +307,15 @@ class Verdict(Record, frozen=True, kw_only=True):
     remark: str | None = None
     causes: tuple[str, ...] = ()
 
+    @property
+    def is_beyond_tolerance(self) -> bool:
+        """Whether it is slower by more than the tolerance, by chance or not."""
+        return self.change is not None and self.change > self.tolerance
+
+    def saying(self, words: str) -> "Verdict":
+        """The same with more to its reason."""
+        return msgspec.structs.replace(self, reason=f"{self.reason.rstrip('.')}; {words}.")
+
 
 class TestKey(Record, frozen=True, kw_only=True):
     """Where a test's baseline lives: module path from the root, and the test's name with its class and parameters."""

@@ -318,7 +318,7 @@ class Run:
         )
         if unwell:
             words = f"a run was set aside: {unwell[0].rstrip('.')}"
-            verdicts = tuple(replace(one, reason=f"{one.reason.rstrip('.')}; {words}.") for one in verdicts)
+            verdicts = tuple(verdict.saying(words) for verdict in verdicts)
         self.rejected += len({one.metric for one in verdicts if one.status == "REGRESSED"} - before)
         return replace(record, verdicts=verdicts)
 
@@ -455,8 +455,7 @@ def _uncorrected(verdict: Verdict, adjusted: Adjusted) -> Verdict:
     """The verdict with the value as it was measured, the baseline moved in its place, and a word on the correction."""
     value, baseline_value = verdict.value, verdict.baseline_value
     return replace(
-        verdict,
-        reason=f"{verdict.reason.rstrip('.')}; {adjusted.words}.",
+        verdict.saying(adjusted.words),
         value=None if value is None else value / adjusted.factor,
         baseline_value=None if baseline_value is None else baseline_value / adjusted.factor,
     )

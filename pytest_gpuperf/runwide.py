@@ -64,5 +64,4 @@ def _slowdown(record: TestRecord) -> float | None:
 
 
 def _is_slower(verdict: Verdict) -> bool:
-    is_doubtful = verdict.status in ("REGRESSED", "INCONCLUSIVE")
-    return is_doubtful and verdict.change is not None and verdict.change > verdict.tolerance
+    return verdict.status in ("REGRESSED", "INCONCLUSIVE") and verdict.is_beyond_tolerance
