@@ -6,12 +6,12 @@ own, and that one is gated.
 """
 
 from collections.abc import Sequence
-from statistics import fmean
 
 from msgspec.structs import replace
 
 from pytest_gpuperf.curves import lost_end
 from pytest_gpuperf.records import Measurement, MetricBaseline, Verdict
+from pytest_gpuperf.stats import mean_of_known
 from pytest_gpuperf.units import format_percent
 
 #: Below this share of the time with a kernel running, the host sets the pace.
@@ -36,7 +36,7 @@ def limited(verdict: Verdict, runs: Sequence[Measurement], baseline: MetricBasel
         baseline: What they were compared with.
     """
     before = [run for session in (baseline.sessions if baseline else ()) for run in session.runs]
-    now, then = (_share([run.gpu_busy_share for run in some]) for some in (runs, before))
+    now, then = (mean_of_known(run.gpu_busy_share for run in some) for some in (runs, before))
     if now is None or not is_host_limited(now):
         return verdict
     words = f"limited by the host: GPU busy {format_percent(now)} of the time"
@@ -48,11 +48,6 @@ def limited(verdict: Verdict, runs: Sequence[Measurement], baseline: MetricBasel
     if verdict.status not in ("REGRESSED", "INCONCLUSIVE"):
         return verdict
     return replace(verdict.saying(f"{words}, so this is noted and gates nothing"), status="INCONCLUSIVE")
-
-
-def _share(shares: Sequence[float | None]) -> float | None:
-    known = [share for share in shares if share is not None]
-    return fmean(known) if known else None
 
 
 def _joined(remark: str | None, words: str) -> str:

@@ -40,7 +40,15 @@ from pytest_gpuperf.records import (
     Verdict,
     configuration_differences,
 )
-from pytest_gpuperf.stats import Prediction, SessionLogs, predict, t_probability, t_quantile, variance_components
+from pytest_gpuperf.stats import (
+    Prediction,
+    SessionLogs,
+    mean_of_known,
+    predict,
+    t_probability,
+    t_quantile,
+    variance_components,
+)
 from pytest_gpuperf.units import format_percent, format_value, from_worse_log, worse_log
 
 #: Runs made by the first, second and third look.
@@ -436,8 +444,8 @@ def _in_cycles(
     is_measured = baseline.method.mode not in ("recorded", "curve")  # whose clock is that of the measured calls
     if verdict.status != "REGRESSED" or baseline.kind != "compute" or not is_measured:
         return verdict
-    now = _mean_clock_mhz([run.telemetry.sm_clock_mhz if run.telemetry else None for run in measurements])
-    then = _mean_clock_mhz([run.sm_clock_mhz for session in sessions for run in session.runs])
+    now = mean_of_known(run.telemetry.sm_clock_mhz or None for run in measurements if run.telemetry)
+    then = mean_of_known(run.sm_clock_mhz or None for session in sessions for run in session.runs)
     if now is None or then is None:
         return verdict
     cycles = comparison.difference + math.log(now / then)
@@ -451,8 +459,3 @@ def _in_cycles(
         f"in clock cycles: the SM clock was {now:.0f} MHz, {then:.0f} MHz in the baseline. It is the clock that "
         "changed: look at heat and power, and whether the code draws more power now.",
     )
-
-
-def _mean_clock_mhz(clocks: Sequence[float | None]) -> float | None:
-    known = [clock for clock in clocks if clock]
-    return fmean(known) if known else None

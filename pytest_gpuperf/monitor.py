@@ -20,6 +20,7 @@ from pytest_gpuperf.nvml import GpuSample, GpuState, Nvml
 from pytest_gpuperf.processes import is_running
 from pytest_gpuperf.records import Kind, Telemetry
 from pytest_gpuperf.sickness import sickness
+from pytest_gpuperf.stats import mean_of_known
 from pytest_gpuperf.units import format_percent, format_value
 from pytest_gpuperf.vitals import Signs, Vitals, Window
 
@@ -178,10 +179,10 @@ def summarize(  # noqa: PLR0913 - what was read, each by its name
         GpuSample(sm_clock_mhz=s.sm_clock_mhz, power_w=s.power_w, temperature_c=s.temperature_c) for s in after
     ]
     energy_j = _sum(_differences("energy_j", before, after))
-    power_w = _mean(sample.power_w for sample in readings)
+    power_w = mean_of_known(sample.power_w for sample in readings)
     return Telemetry(
         duration_s=duration_s,
-        sm_clock_mhz=_mean(sample.sm_clock_mhz for sample in readings),
+        sm_clock_mhz=mean_of_known(sample.sm_clock_mhz for sample in readings),
         power_w=None if power_w is None or any(state.power_w is None for state in after) else power_w * devices,
         energy_j=energy_j if duration_s >= ENERGY_FROM_S else None,
         temperature_c=_largest(sample.temperature_c for sample in readings),
@@ -444,11 +445,6 @@ def _differences(name: str, before: Sequence[GpuState], after: Sequence[GpuState
 def _share(name: str, before: Sequence[GpuState], after: Sequence[GpuState], duration_s: float) -> float | None:
     worst_s = _largest(_differences(name, before, after))
     return None if worst_s is None or duration_s <= 0 else min(worst_s / duration_s, 1.0)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

@@ -40,6 +40,7 @@ from pytest_gpuperf.records import (
 )
 from pytest_gpuperf.report.terminal import baseline_command, regression_message
 from pytest_gpuperf.requirement import GpuRequirement, groups, shortfall
+from pytest_gpuperf.stats import mean_of_known
 
 
 class Run:
@@ -520,5 +521,4 @@ def _usual_clock_mhz(measurement: Measurement, baseline: MetricBaseline | None) 
     if measurement.method.mode in ("recorded", "curve"):
         return None
     sessions = baseline.sessions if baseline else ()
-    clocks = [run.sm_clock_mhz for session in sessions for run in session.runs if run.sm_clock_mhz is not None]
-    return sum(clocks) / len(clocks) if clocks else None
+    return mean_of_known(run.sm_clock_mhz for session in sessions for run in session.runs)

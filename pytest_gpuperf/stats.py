@@ -1,7 +1,7 @@
 """Intervals, Student t, and how runs, sessions and GPUs differ: pure functions of numbers."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist, fmean, harmonic_mean, median, stdev, variance
@@ -198,6 +198,12 @@ def mean_interval(samples: Sequence[float], *, batches: int = 10, confidence: fl
     half = t_quantile((1 + confidence) / 2, batches - 1) * stdev(means) / math.sqrt(batches)
     centre = fmean(samples)
     return Interval(low=centre - half, centre=centre, high=centre + half)
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is known of them; `None` where nothing is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def relative_half_width(interval: Interval) -> float:

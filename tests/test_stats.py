@@ -19,6 +19,7 @@ from pytest_gpuperf.stats import (
     VarianceComponents,
     level_squares,
     mean_interval,
+    mean_of_known,
     median_interval,
     normal_quantile,
     predict,
@@ -421,6 +422,12 @@ def test_sessions_of_one_visit_share_its_deviation_with_each_other_too(count: in
     found = predict(sessions, components(), device_group="a", current_runs=1, visit="v")
 
     assert found.standard_error**2 == pytest.approx(0.01 * (1 + 1 / count))
+
+
+def test_what_is_not_known_counts_for_no_mean_and_zero_does() -> None:
+    assert mean_of_known([None, 1.0, 0.0, 2.0]) == 1.0
+    assert mean_of_known([None]) is None
+    assert mean_of_known([]) is None
 
 
 def test_a_session_of_the_same_gpu_weighs_more_by_what_it_shares() -> None:

@@ -15,6 +15,7 @@ from pytest_gpuperf.records import (
     TestRecord,
     Verdict,
 )
+from pytest_gpuperf.stats import mean_of_known
 from pytest_gpuperf.units import is_of_time
 
 #: Profiles by test and metric.
@@ -89,16 +90,12 @@ def _configuration(measurement: Measurement) -> dict[str, str]:
 
 def _clock_mhz(runs: Sequence[Measurement]) -> float | None:
     """Mean SM clock of what was measured by us; a test's own number may be of a region where the GPU idled."""
-    clocks = [
-        run.telemetry.sm_clock_mhz
-        for run in runs
-        if run.telemetry and run.telemetry.sm_clock_mhz and run.method.mode not in _OF_TESTS
-    ]
-    return sum(clocks) / len(clocks) if clocks else None
+    return mean_of_known(
+        run.telemetry.sm_clock_mhz or None for run in runs if run.telemetry and run.method.mode not in _OF_TESTS
+    )
 
 
 def _usual_clock_mhz(baseline: MetricBaseline) -> float | None:
     if baseline.method.mode in _OF_TESTS:
         return None
-    clocks = [run.sm_clock_mhz for session in baseline.sessions for run in session.runs if run.sm_clock_mhz]
-    return sum(clocks) / len(clocks) if clocks else None
+    return mean_of_known(run.sm_clock_mhz or None for session in baseline.sessions for run in session.runs)

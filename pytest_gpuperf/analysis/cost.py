@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean
 
 import msgspec
 
 from pytest_gpuperf.analysis.gpu_kinds import is_kind
 from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.records import Measurement, Record, TestRecord
+from pytest_gpuperf.stats import mean_of_known
 
 #: Version of the layout of prices. 1: the first.
 PRICES_SCHEMA = 1
@@ -288,14 +289,13 @@ def throughputs(tests: Sequence[TestRecord]) -> tuple[Throughput, ...]:
 def _of_metric(record: TestRecord, first: Measurement) -> list[Throughput]:
     runs = record.runs_of(first.metric)
     fresh = runs[1:] or runs  # the first of several was repeated because it stood out
-    shares = [run.gpu_busy_share for run in fresh if run.gpu_busy_share is not None]
     whole = Throughput(
         test=str(record.key),
         metric=first.metric,
         tokens_per_s=geometric_mean(run.value for run in fresh),
         gpu=record.environment.hardware.name,
         gpus=record.environment.hardware.count,
-        gpu_busy_share=fmean(shares) if shares else None,
+        gpu_busy_share=mean_of_known(run.gpu_busy_share for run in fresh),
     )
     curves = [run.curve for run in fresh if run.curve]
     if not curves:

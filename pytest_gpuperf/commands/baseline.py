@@ -28,6 +28,7 @@ from pytest_gpuperf.report.controller import refusals, tally, unused_entries
 from pytest_gpuperf.report.results import read_results
 from pytest_gpuperf.report.terminal import baseline_command, notes, table
 from pytest_gpuperf.run import judge_results
+from pytest_gpuperf.stats import mean_of_known
 from pytest_gpuperf.units import counted, format_value
 
 
@@ -84,8 +85,8 @@ def _baseline_lines(
         lines.append(f"  configuration: {', '.join(f'{name} {text}' for name, text in baseline.configuration.items())}")
     for session in baseline.sessions:
         values = ", ".join(format_value(run.value, baseline.unit) for run in session.runs)
-        clocks = [run.sm_clock_mhz for run in session.runs if run.sm_clock_mhz is not None]
-        clock = f", SM clock {sum(clocks) / len(clocks):.0f} MHz" if clocks else ""
+        clock_mhz = mean_of_known(run.sm_clock_mhz for run in session.runs)
+        clock = "" if clock_mhz is None else f", SM clock {clock_mhz:.0f} MHz"
         lines.append(f"  {session.date[:10]} {session.commit or '-'} on {'+'.join(session.devices)}: {values}{clock}")
     points = means([run for session in baseline.sessions for run in session.runs])
     if points:

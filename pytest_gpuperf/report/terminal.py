@@ -24,6 +24,7 @@ from pytest_gpuperf.records import (
     TestRecord,
     Verdict,
 )
+from pytest_gpuperf.stats import mean_of_known
 from pytest_gpuperf.units import format_percent, format_value, is_of_time
 
 Colour = Literal["red", "green", "yellow", "cyan"]
@@ -223,12 +224,12 @@ def _interval(verdict: Verdict) -> str:
 def _then_and_now(telemetry: Telemetry | None, baseline: MetricBaseline) -> str:
     """Clock and power of this run and of the baseline's runs."""
     runs = [run for session in baseline.sessions for run in session.runs]
-    clocks = [run.sm_clock_mhz for run in runs if run.sm_clock_mhz is not None]
-    powers = [run.power_w for run in runs if run.power_w is not None]
+    clock_mhz = mean_of_known(run.sm_clock_mhz for run in runs)
+    power_w = mean_of_known(run.power_w for run in runs)
     if telemetry is None or (telemetry.sm_clock_mhz is None and telemetry.power_w is None):
         return "clocks and power: not measured on this device"
-    then_clock = f", baseline {sum(clocks) / len(clocks):.0f} MHz" if clocks else ""
-    then_power = f", baseline {sum(powers) / len(powers):.0f} W" if powers else ""
+    then_clock = "" if clock_mhz is None else f", baseline {clock_mhz:.0f} MHz"
+    then_power = "" if power_w is None else f", baseline {power_w:.0f} W"
     cap = telemetry.power_cap_share
     capped = f"; power-capped {format_percent(cap)} of the time" if cap else ""
     clock = "SM clock not known" if telemetry.sm_clock_mhz is None else f"SM clock {telemetry.sm_clock_mhz:.0f} MHz"

@@ -31,7 +31,7 @@ from pytest_gpuperf.errors import MeasurementError
 from pytest_gpuperf.monitor import health
 from pytest_gpuperf.priors import Prior, prior_of
 from pytest_gpuperf.records import Measurement, Record, Results, TestKey, TestRecord
-from pytest_gpuperf.stats import Variance, t_quantile
+from pytest_gpuperf.stats import Variance, mean_of_known, t_quantile
 from pytest_gpuperf.units import worse_log
 
 Label = Literal["BASE", "HEAD"]
@@ -341,9 +341,7 @@ def _least_sd(measurements: Sequence[Measurement]) -> float:
 
 
 def _usual_clock_mhz(found: Sequence[_Found]) -> float | None:
-    clocks = [one.measurement.telemetry.sm_clock_mhz for one in found if one.measurement.telemetry]
-    known = [clock for clock in clocks if clock is not None]
-    return fmean(known) if known else None
+    return mean_of_known(one.measurement.telemetry.sm_clock_mhz for one in found if one.measurement.telemetry)
 
 
 def _absence(key: TestKey, runs: Sequence[Results]) -> str:
