@@ -66,7 +66,7 @@ def judge_curve(runs: Sequence[Measurement], baseline: MetricBaseline | None, ju
         The verdict on the geometric mean over the shared sizes, or on the size that regressed by itself, with a remark
         that names the best size, the knee and what happened to the shape.
     """
-    before = [run for session in baseline.sessions for run in session.runs] if baseline else []
+    before = baseline.runs if baseline else ()
     if baseline is None or not before or not all(run.points for run in before):
         return replace(judge(runs, baseline, 1.0), remark=_described(runs, None))
     shared = _shared(runs, before)
@@ -203,7 +203,7 @@ def at_shared_sizes(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 def baseline_at_shared_sizes(baseline: MetricBaseline) -> MetricBaseline:
     """The same of a baseline: its values at the sizes that all of its runs have."""
-    sizes = [set(_sizes(run.points)) for session in baseline.sessions for run in session.runs]
+    sizes = [set(_sizes(run.points)) for run in baseline.runs]
     shared = sorted(set.intersection(*sizes)) if sizes else []
     return _at([], baseline, shared)[1] if shared else baseline
 

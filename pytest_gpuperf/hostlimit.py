@@ -35,7 +35,7 @@ def limited(verdict: Verdict, runs: Sequence[Measurement], baseline: MetricBasel
         runs: In order.
         baseline: What they were compared with.
     """
-    before = [run for session in (baseline.sessions if baseline else ()) for run in session.runs]
+    before = baseline.runs if baseline else ()
     now, then = (mean_of_known(run.gpu_busy_share for run in some) for some in (runs, before))
     if now is None or not is_host_limited(now):
         return verdict

@@ -451,6 +451,11 @@ class MetricBaseline(Record, frozen=True, kw_only=True):
     configuration: dict[str, str] | None = None
     reason: str | None = None
 
+    @property
+    def runs(self) -> tuple[BaselineRun, ...]:
+        """Of all sessions, in order."""
+        return tuple(run for session in self.sessions for run in session.runs)
+
 
 class BaselineFile(Record, frozen=True, kw_only=True):
     """All baselines of one test module on one kind of device.

@@ -518,7 +518,6 @@ def _name(verdict: Verdict) -> str:
 
 def _usual_clock_mhz(measurement: Measurement, baseline: MetricBaseline | None) -> float | None:
     """Mean SM clock of the baseline's runs; a test's own number may be of a region where the GPU idled."""
-    if measurement.method.mode in ("recorded", "curve"):
+    if baseline is None or measurement.method.mode in ("recorded", "curve"):
         return None
-    sessions = baseline.sessions if baseline else ()
-    return mean_of_known(run.sm_clock_mhz for session in sessions for run in session.runs)
+    return mean_of_known(run.sm_clock_mhz for run in baseline.runs)

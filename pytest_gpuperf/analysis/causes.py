@@ -98,4 +98,4 @@ def _clock_mhz(runs: Sequence[Measurement]) -> float | None:
 def _usual_clock_mhz(baseline: MetricBaseline) -> float | None:
     if baseline.method.mode in _OF_TESTS:
         return None
-    return mean_of_known(run.sm_clock_mhz or None for session in baseline.sessions for run in session.runs)
+    return mean_of_known(run.sm_clock_mhz or None for run in baseline.runs)

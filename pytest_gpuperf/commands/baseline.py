@@ -88,7 +88,7 @@ def _baseline_lines(
         clock_mhz = mean_of_known(run.sm_clock_mhz for run in session.runs)
         clock = "" if clock_mhz is None else f", SM clock {clock_mhz:.0f} MHz"
         lines.append(f"  {session.date[:10]} {session.commit or '-'} on {'+'.join(session.devices)}: {values}{clock}")
-    points = means([run for session in baseline.sessions for run in session.runs])
+    points = means(baseline.runs)
     if points:
         lines.append(
             "  by size: " + ", ".join(f"{size}: {format_value(points[size], baseline.unit)}" for size in points)

@@ -223,9 +223,8 @@ def _interval(verdict: Verdict) -> str:
 
 def _then_and_now(telemetry: Telemetry | None, baseline: MetricBaseline) -> str:
     """Clock and power of this run and of the baseline's runs."""
-    runs = [run for session in baseline.sessions for run in session.runs]
-    clock_mhz = mean_of_known(run.sm_clock_mhz for run in runs)
-    power_w = mean_of_known(run.power_w for run in runs)
+    clock_mhz = mean_of_known(run.sm_clock_mhz for run in baseline.runs)
+    power_w = mean_of_known(run.power_w for run in baseline.runs)
     if telemetry is None or (telemetry.sm_clock_mhz is None and telemetry.power_w is None):
         return "clocks and power: not measured on this device"
     then_clock = "" if clock_mhz is None else f", baseline {clock_mhz:.0f} MHz"
