@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from pytest_gpuperf.records import Record
+from pytest_gpuperf.units import counted
 
 _RESET = (
     "end what uses the GPU and run `sudo nvidia-smi --gpu-reset`, or reboot; `sudo dmesg | grep Xid` has the details"
@@ -83,7 +84,7 @@ def sickness(
     if code is not None:
         return describe(code)
     if ecc_uncorrected:
-        return f"{ecc_uncorrected} memory error{'s' * (ecc_uncorrected > 1)} that ECC cannot correct: {_RESET}"
+        return f"{counted(ecc_uncorrected, 'memory error')} that ECC cannot correct: {_RESET}"
     if has_remap_failed:
         return f"a bad row of memory, and no spare one is left: {_REPLACE}"
     return None

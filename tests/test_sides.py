@@ -11,7 +11,6 @@ import pytest
 from msgspec.structs import replace
 
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.trials import sides
 from pytest_gpuperf.trials.sides import Side, SideFailed, kind_of, made_sides, warnings_of
 
 #: A build backend without dependencies, so that pip needs no network: a wheel of what lies in `src`.
@@ -383,8 +382,3 @@ def test_a_warning_of_both_sides_is_said_once(repository: Path) -> None:
     with made_sides(".", "HEAD~1", folder=repository) as (base, head):
         twice = [replace(side, warnings=("beware",)) for side in (base, head)]
     assert warnings_of(*twice) == ("beware",)
-
-
-@pytest.mark.parametrize(("count", "text"), [(1, "1 file"), (2, "2 files")])
-def test_files_are_counted_in_words(count: int, text: str) -> None:
-    assert sides._files(count) == text

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_gpuperf.errors import UsageError
-from pytest_gpuperf.units import Better, direction, format_percent, format_value, parse_tolerance, to_base
+from pytest_gpuperf.units import Better, counted, direction, format_percent, format_value, parse_tolerance, to_base
 
 BASE_UNITS = ("s", "s/tok", "s/req", "B", "B/s", "FLOP/s", "W", "J", "J/tok", "tok/s", "req/s", "tok/J")
 
@@ -208,3 +208,8 @@ def test_a_percentage_has_about_two_digits(fraction: float, text: str) -> None:
 @pytest.mark.parametrize(("fraction", "text"), [(0.031, "+3.1 %"), (-0.031, "-3.1 %"), (-0.00001, "+0.00 %")])
 def test_a_change_shows_its_sign(fraction: float, text: str) -> None:
     assert format_percent(fraction, signed=True) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 files"), (1, "1 file"), (2, "2 files")])
+def test_things_are_counted_in_words(count: int, text: str) -> None:
+    assert counted(count, "file") == text

@@ -8,7 +8,7 @@ from pytest_gpuperf.analysis.doctor_gpus import gpu_findings, topology_findings
 from pytest_gpuperf.analysis.finding import Finding, note, ok, problem, split_message, warning
 from pytest_gpuperf.analysis.host import DeviceNode, Facts, HeldLock, KernelError, Package, Topic, Torch
 from pytest_gpuperf.sickness import xid_of
-from pytest_gpuperf.units import format_value
+from pytest_gpuperf.units import counted, format_value
 
 _ON_CPU = "Measure on the CPU: `pytest --gpuperf-device=cpu`."
 _AGAIN = "Run `gpuperf doctor` again; if it stays, "
@@ -106,7 +106,7 @@ def _torch(facts: Facts) -> Iterator[Finding]:
         return
     newest = facts.driver.cuda if facts.driver else None
     if torch.is_available:
-        yield ok("torch", f"{build}, uses {_count(len(torch.uuids), 'GPU')}; the driver runs up to CUDA {newest}")
+        yield ok("torch", f"{build}, uses {counted(len(torch.uuids), 'GPU')}; the driver runs up to CUDA {newest}")
         yield from _newer_cuda(torch, newest)
         yield from _unlike(torch, facts)
         for text in torch.warnings:
@@ -144,7 +144,7 @@ def _unlike(torch: Torch, facts: Facts) -> Iterator[Finding]:
         return
     order = "export CUDA_DEVICE_ORDER=PCI_BUS_ID"
     if len(torch.uuids) != len(visible):
-        text = f"torch counts {_count(len(torch.uuids), 'GPU')}, NVML {len(visible)} under CUDA_VISIBLE_DEVICES"
+        text = f"torch counts {counted(len(torch.uuids), 'GPU')}, NVML {len(visible)} under CUDA_VISIBLE_DEVICES"
         yield problem("torch", text, f"{order}; name GPUs by UUID (`nvidia-smi -L`)")
     elif torch.uuids != visible:
         first = next(index for index, pair in enumerate(zip(torch.uuids, visible, strict=True)) if pair[0] != pair[1])
@@ -178,7 +178,7 @@ def _devices(facts: Facts) -> Iterator[Finding]:
     if not devices.nodes and devices.is_wsl:
         yield ok("devices", "/dev/dxg: the driver is that of Windows (WSL)")
     elif not devices.nodes:
-        text = f"no /dev/nvidia*, and {_count(devices.pci_gpus or 0, 'NVIDIA GPU')} on the PCI bus"
+        text = f"no /dev/nvidia*, and {counted(devices.pci_gpus or 0, 'NVIDIA GPU')} on the PCI bus"
         yield problem("devices", text, "sudo modprobe nvidia; in a container start it with `--gpus all`")
     else:
         yield from _nodes(devices.nodes, has_cuda=facts.torch is not None and facts.torch.is_available)
@@ -202,7 +202,7 @@ def _nodes(nodes: tuple[DeviceNode, ...], *, has_cuda: bool) -> Iterator[Finding
         text = "/dev/nvidia-uvm is missing, without which CUDA cannot start"
         yield level("devices", text, "sudo nvidia-modprobe -u -c=0; in a container start it with `--gpus all`")
     if has_memory and not closed:
-        yield ok("devices", f"{_count(len(nodes), 'file')} /dev/nvidia* can be read and written, nvidia-uvm is there")
+        yield ok("devices", f"{counted(len(nodes), 'file')} /dev/nvidia* can be read and written, nvidia-uvm is there")
 
 
 def _kernel_log(facts: Facts) -> Iterator[Finding]:
@@ -349,14 +349,10 @@ def _version(text: str) -> tuple[int, int]:
     return major, minor
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def _ago(age_s: float) -> str:
     for unit, seconds in (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0)):
         if age_s >= seconds:
-            return f"{_count(int(age_s // seconds), unit)} ago"
+            return f"{counted(int(age_s // seconds), unit)} ago"
     return "less than a minute ago"
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pytest_gpuperf.analysis.kernel_names import family, is_product, short_name, trait
 from pytest_gpuperf.records import KernelSummary, KernelUse, Record
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import counted, format_percent, format_value
 
 CauseKind = Literal[
     "replaced",
@@ -250,13 +250,9 @@ def _of_overlap(now: KernelSummary, then: KernelSummary) -> list[_Part]:
     """What kernels of several streams took less together than one after the other, and no longer do."""
     now_s, then_s = (max(_all_s(side) - side.busy_s, 0.0) for side in (now, then))
     times = [format_value(seconds, "s", digits=3) for seconds in (now_s, then_s)]
-    streams = f" ({_streams(now)} instead of {then.streams})" if now.streams != then.streams else ""
+    streams = f" ({counted(now.streams, 'stream')} instead of {then.streams})" if now.streams != then.streams else ""
     text = f"kernels run side by side for {times[0]} a call, {times[1]} then{streams}"
     return [_Part(kind="overlap", text=text, seconds=then_s - now_s)]
-
-
-def _streams(side: KernelSummary) -> str:
-    return f"{side.streams} stream{'s' * (side.streams != 1)}"
 
 
 def _all_s(side: KernelSummary) -> float:

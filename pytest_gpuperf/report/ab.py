@@ -8,7 +8,7 @@ from pytest_gpuperf.report.terminal import Colour, Line
 from pytest_gpuperf.trials.ab import Comparison
 from pytest_gpuperf.trials.paired import Decision, Metric, Paired
 from pytest_gpuperf.trials.sides import Side
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import counted, format_percent, format_value
 
 _COLOURS: dict[Decision, Colour] = {
     "SLOWER": "red",
@@ -106,7 +106,7 @@ def _tally(comparison: Comparison) -> list[Line]:
     shown = [metric for metric in comparison.metrics if metric.only_in is None]
     decisions = [metric.paired.decision if metric.paired else "UNDECIDED" for metric in shown]
     counts = ", ".join(f"{decisions.count(each)} {each}" for each in _COLOURS if each in decisions)
-    run = f"{comparison.pairs} pair{'' if comparison.pairs == 1 else 's'} in {comparison.duration_s:.0f} s"
+    run = f"{counted(comparison.pairs, 'pair')} in {comparison.duration_s:.0f} s"
     ending = _ENDINGS[comparison.ending]
     if not decisions:
         return [Line(text=f"Nothing was compared: {run}, {ending}.", colour="yellow")]
@@ -132,7 +132,6 @@ def _notes(comparison: Comparison) -> list[Line]:
         if metric.only_in:
             texts.append(f"only in {metric.only_in}: {name} ({metric.why_only})")
         elif metric.dropped:
-            count = len(metric.dropped)
-            texts.append(f"dropped {count} pair{'' if count == 1 else 's'} of {name}: {metric.dropped[0]}")
+            texts.append(f"dropped {counted(len(metric.dropped), 'pair')} of {name}: {metric.dropped[0]}")
     more = [f"and {len(texts) - _MOST_NAMED} more notes"] if len(texts) > _MOST_NAMED else []
     return [Line(text=text, colour="yellow") for text in [*texts[:_MOST_NAMED], *more]]

@@ -9,6 +9,7 @@ import msgspec
 from pytest_gpuperf.analysis.finding import Finding, Level
 from pytest_gpuperf.analysis.host import Pair
 from pytest_gpuperf.report.terminal import Colour, Line
+from pytest_gpuperf.units import counted
 
 #: Version of the JSON. 1: the first.
 _SCHEMA = 1
@@ -88,11 +89,7 @@ def _wrapped(text: str, head: str, columns: int) -> list[str]:
 
 def _summary(findings: Sequence[Finding], time_s: float) -> Line:
     levels = Counter(finding.level for finding in findings)
-    named = [
-        f"{levels[level]} {level}{'' if levels[level] == 1 else 's'}"
-        for level in ("problem", "warning", "note")
-        if levels[level]
-    ]
+    named = [counted(levels[level], level) for level in ("problem", "warning", "note") if levels[level]]
     worst: Level = next((level for level in ("problem", "warning") if levels[level]), "ok")
     text = f"{', '.join(named) or 'All is well'}; {levels['ok']} ok. Looked at in {time_s:.1f} s."
     return Line(text=text, colour=_COLOURS[worst])

@@ -11,7 +11,7 @@ from pytest_gpuperf.errors import UsageError
 from pytest_gpuperf.judge import worse_and_better
 from pytest_gpuperf.records import Results
 from pytest_gpuperf.report.terminal import Line
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import counted, format_percent, format_value
 
 
 def added_lines(added: Added, name: str) -> list[Line]:
@@ -24,7 +24,9 @@ def added_lines(added: Added, name: str) -> list[Line]:
     run = added.run
     if not added.points:
         return [Line(text=f"History in {name}: run {run.run_id} of {_day(run.date)} is there already.")]
-    lines = [Line(text=f"History in {name}: {_count(added.points, 'value')} of run {run.run_id} added.", colour="cyan")]
+    lines = [
+        Line(text=f"History in {name}: {counted(added.points, 'value')} of run {run.run_id} added.", colour="cyan")
+    ]
     if added.newer:
         text = (
             f"Run {run.run_id} is dated {_minute(run.date)}, before the run of {_minute(added.newer)} that was added "
@@ -46,7 +48,7 @@ def list_lines(summaries: Sequence[Summary]) -> list[Line]:
             method = f"  {row.series.method}" if metrics.count(row.series.metric) > 1 else ""
             lines.append(
                 Line(
-                    text=f"  {row.series.metric:<16} {_count(row.runs, 'run'):>9}  {_day(row.first_date)} to "
+                    text=f"  {row.series.metric:<16} {counted(row.runs, 'run'):>9}  {_day(row.first_date)} to "
                     f"{_day(row.last_date)}  {format_value(row.last, row.series.unit):>14}{method}"
                 )
             )
@@ -70,7 +72,7 @@ def change_lines(found: Sequence[Levels]) -> list[Line]:
     lines: list[Line] = []
     for levels in found:
         if levels.steps:
-            lines.append(Line(text=f"{_title(levels.series)}, {_count(levels.observations, 'observation')}"))
+            lines.append(Line(text=f"{_title(levels.series)}, {counted(levels.observations, 'observation')}"))
         for step in levels.steps:
             lines += _step_lines(step, levels.series)
     return [*lines, _tally(found), *_change_notes(found)]
@@ -99,7 +101,7 @@ def _tally(found: Sequence[Levels]) -> Line:
     count = sum(len(levels.steps) for levels in found)
     short = sum(levels.is_too_short for levels in found)
     too_short = f"; {short} of them too short, with fewer than {2 * MIN_SEGMENT} observations" if short else ""
-    return Line(text=f"{_count(count, 'step') if count else 'No step'} in {len(found)} series{too_short}.")
+    return Line(text=f"{counted(count, 'step') if count else 'No step'} in {len(found)} series{too_short}.")
 
 
 def _change_notes(found: Sequence[Levels]) -> list[Line]:
@@ -112,20 +114,16 @@ def _change_notes(found: Sequence[Levels]) -> list[Line]:
     backwards = max((levels.backwards for levels in found), default=0)
     if backwards:
         notes.append(
-            f"{_count(backwards, 'run')} dated before one that was added earlier: a clock stepped back, or results "
+            f"{counted(backwards, 'run')} dated before one that was added earlier: a clock stepped back, or results "
             "were added late. The order is that of adding; --by-date orders by date."
         )
     if invalid := sum(levels.invalid for levels in found):
-        notes.append(f"{_count(invalid, 'value')} left out: INVALID, measured while the device was unwell.")
+        notes.append(f"{counted(invalid, 'value')} left out: INVALID, measured while the device was unwell.")
     return [Line(text=note, colour="yellow") for note in notes]
 
 
 def _title(series: Series) -> str:
     return f"{series.key} {series.metric} on {series.slug} ({series.method})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _day(date: str) -> str:

@@ -9,7 +9,7 @@ from pytest_gpuperf.analysis.kernel_names import short_name
 from pytest_gpuperf.records import KernelSummary, KernelUse
 from pytest_gpuperf.report.terminal import Line
 from pytest_gpuperf.trials.profile import Profiled, Result
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import counted, format_percent, format_value
 
 VIEWER = "https://ui.perfetto.dev"
 #: Below this a GPU waits for its host.
@@ -70,11 +70,10 @@ def _cpu_rows(kernels: KernelSummary) -> list[str]:
 def _gpu_rows(kernels: KernelSummary) -> list[str]:
     busy = _share(kernels.busy_s, kernels.span_s)
     graphs = f", {kernels.graph_launches:.3g} of them CUDA graphs" if kernels.graph_launches else ""
-    streams = f"{kernels.streams} stream{'s' * (kernels.streams > 1)}"
     idle = f"idle {format_percent(1 - busy)} ({_time(kernels.gap_s)})"
     return [
         f"  GPU    {_time(kernels.span_s)} from first to last, busy {format_percent(busy)}, {idle}",
-        f"         longest gap {_time(kernels.longest_gap_s)}, {streams}",
+        f"         longest gap {_time(kernels.longest_gap_s)}, {counted(kernels.streams, 'stream')}",
         f"  host   {kernels.launches:.3g} launches{graphs}, {_time(kernels.launch_s)} in them",
         f"         waits for the GPU {_time(kernels.sync_s)}, wall {_time(kernels.wall_s)} with the profiler's cost",
     ]

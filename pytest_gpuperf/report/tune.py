@@ -12,7 +12,7 @@ from pytest_gpuperf.report.terminal import Colour, Line
 from pytest_gpuperf.trials.tune import Gain, Now, Tuning
 from pytest_gpuperf.trials.tune_file import write_best
 from pytest_gpuperf.trials.tune_plan import LEVELS, PRECISION, WORTHWHILE, Plan, Point, name_of
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import counted, format_percent, format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def plan_lines(plan: Plan) -> list[Line]:
         Line(text=f"{plan.model} on {plan.device}, vLLM {plan.vllm}"),
         Line(
             text=f"{load.requests:,} requests of {load.prompt_tokens} prompt and {load.output_tokens} output tokens, "
-            f"{plan.repeats} repeat{'' if plan.repeats == 1 else 's'} a point"
+            f"{counted(plan.repeats, 'repeat')} a point"
         ),
     ]
 
@@ -136,7 +136,7 @@ def _troubles(tuning: Tuning) -> list[str]:
         texts.append(f"and {len(unwell) - _MOST_UNWELL} more points on an unwell GPU")
     texts += [f"lost pair {pair.number}: {pair.problem}".splitlines()[0] for pair in tuning.pairs if pair.problem]
     if tuning.left:
-        texts.append(f"{tuning.left} point{'' if tuning.left == 1 else 's'} left out: the budget is spent.")
+        texts.append(f"{counted(tuning.left, 'point')} left out: the budget is spent.")
     return texts
 
 
@@ -171,7 +171,7 @@ def gain_text(gain: Gain | None) -> str:
     """Such as `tuned / default: 1.230 (95 % interval 1.210 to 1.251, 4 pairs of fresh engines)`."""
     if gain is None:
         return "tuned / default: not measured, no pair of the two was run to its end."
-    pairs = f"{gain.pairs} pair{'' if gain.pairs == 1 else 's'} of fresh engines"
+    pairs = f"{counted(gain.pairs, 'pair')} of fresh engines"
     text = f"tuned / default: {gain.ratio:.3f} (95 % interval {gain.low:.3f} to {gain.high:.3f}, {pairs})"
     return text if gain.is_certain else f"{text}: not told from noise"
 

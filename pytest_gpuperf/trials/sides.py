@@ -23,6 +23,7 @@ from pytest_gpuperf.errors import GpuperfError, UsageError
 from pytest_gpuperf.processes import Finished, run_group
 from pytest_gpuperf.records import Record
 from pytest_gpuperf.trials.paired import Label
+from pytest_gpuperf.units import counted
 
 SideKind = Literal["tree", "python", "requirement", "revision"]
 
@@ -137,7 +138,7 @@ def _made(
 def _tree(label: Label, folder: Path) -> Side:
     commit, changed = _commit_of("HEAD", folder), _changed_files(folder)
     state = f" at {commit[:12]}" if commit else ""
-    state += f" with {_files(changed)} changed" if changed else ""
+    state += f" with {counted(changed, 'file')} changed" if changed else ""
     return Side(
         label=label,
         python=Path(sys.executable),
@@ -370,7 +371,7 @@ def _dirty_warning(label: Label, text: str, commit: str, folder: Path) -> tuple[
     if not changed or commit != _commit_of("HEAD", folder):
         return ()
     warning = (
-        f"{label} {text} is the last commit: it does not contain the {_files(changed)} changed since. "
+        f"{label} {text} is the last commit: it does not contain the {counted(changed, 'file')} changed since. "
         "The working tree as it is: ."
     )
     return (warning,)
@@ -381,10 +382,6 @@ def _changed_files(folder: Path) -> int:
     done = _git(folder, "--no-optional-locks", "diff", "--shortstat", "HEAD")
     count = re.search(r"(\d+) files? changed", done.tail)
     return int(count[1]) if done.code == 0 and count else 0
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
 
 
 def _commit_of(text: str, folder: Path) -> str | None:
