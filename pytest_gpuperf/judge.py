@@ -137,7 +137,6 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
     environment: Environment,
     devices: tuple[str, ...],
     visit: str | None = None,
-    is_cpu: bool,
     health: str | None = None,
     look: int = 1,
     spending: tuple[float, ...] = ONCE,
@@ -158,7 +157,6 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
         devices: Hashed UUIDs that the runs were taken on, in any order. Sessions on the same set weigh more, and on
             a set that the baseline has never seen the spread between devices counts.
         visit: The visit to the machine that the runs belong to; sessions of the same visit share what it does to them.
-        is_cpu: The runs were timed by wall clock on a CPU.
         health: Why the device cannot be trusted, such as `hardware thermal slowdown for 12 % of the time`.
         look: How often these runs have been judged, this time included.
         spending: `CONFIRMED` where up to three looks are planned, `ONCE` for one.
@@ -173,7 +171,7 @@ def judge(  # noqa: PLR0913 - all that a verdict depends on is an argument, so t
         MeasurementError: A value is not a finite number above 0.
     """
     first, made = measurements[0], len(measurements)
-    prior = prior_of(first.kind, is_cpu=is_cpu, priors=priors)
+    prior = prior_of(first.kind, is_cpu=environment.hardware.is_cpu, priors=priors)
     tolerance = prior.tolerance if first.tolerance is None else first.tolerance
     blank = Verdict(status="NEW", metric=first.metric, reason="", tolerance=tolerance, runs=made)
     for run in measurements:

@@ -417,7 +417,6 @@ def judge_one(  # noqa: PLR0913 - what judge.judge needs besides the record
         environment=record.environment,
         devices=record.devices,
         visit=visit,
-        is_cpu=record.environment.hardware.is_cpu,
         health=_health(runs, baseline, anchors),
         look=look,
         spending=spending,

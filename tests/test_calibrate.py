@@ -255,7 +255,6 @@ def plays(calibration: Calibration, kind: Kind, slower: float, runs: int, count:
             environments={"e": H100},
             environment=H100,
             devices=("a",),
-            is_cpu=False,
             look=1 if runs == 1 else 2,
             spending=CONFIRMED,
         )

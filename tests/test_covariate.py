@@ -212,7 +212,6 @@ def judged(metric: MetricBaseline, value: float) -> Verdict:
         environment=ENVIRONMENT,
         devices=("gpu",),
         visit="new",
-        is_cpu=False,
     )
 
 

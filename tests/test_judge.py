@@ -50,6 +50,8 @@ from pytest_gpuperf.units import Better
 SUSTAINED = Method(clock="cuda-events", mode="sustained")
 H100 = Hardware(name="NVIDIA H100 80GB HBM3", memory_bytes=85_520_809_984, power_limit_w=700.0)
 HERE = Environment(hardware=H100)
+#: Told by the lack of memory; all else is as in the baseline.
+CPU = replace(H100, memory_bytes=None)
 
 
 def current(
@@ -140,7 +142,6 @@ def judged(
     *,
     device: str = "a",
     visit: str | None = None,
-    is_cpu: bool = False,
     health: str | None = None,
     look: int = 1,
     spending: tuple[float, ...] = ONCE,
@@ -156,7 +157,6 @@ def judged(
         environment=Environment(hardware=hardware),
         devices=(device,),
         visit=visit,
-        is_cpu=is_cpu,
         health=health,
         look=look,
         spending=spending,
@@ -333,7 +333,7 @@ def test_several_sessions_of_one_visit_can_be_compared_with() -> None:
     """A session has one environment, so whoever upgrades torch and records again has two of one visit."""
     baseline = accepted([1.0], [1.0], [1.0], visits="vvv")
 
-    assert judged(current(1.0), baseline, visit="v", is_cpu=True).status == "PASS"
+    assert judged(current(1.0), baseline, visit="v", hardware=CPU).status == "PASS"
 
 
 @pytest.mark.parametrize("where", ["current", "baseline"])
@@ -406,7 +406,7 @@ def test_the_order_of_the_devices_does_not_matter() -> None:
     def verdict(*devices: str) -> Verdict:
         environments = {"h100": HERE}
         runs = current(1.0)
-        return judge(runs, pair, environments=environments, environment=HERE, devices=devices, is_cpu=False)
+        return judge(runs, pair, environments=environments, environment=HERE, devices=devices)
 
     assert verdict("b", "a") == verdict("a", "b")
     assert verdict("b", "c") != verdict("a", "b")
@@ -435,14 +435,14 @@ def test_a_metric_that_is_neither_time_nor_rate_is_worse_or_better(value: float,
 
 
 def test_a_pass_that_noise_leaves_no_room_for_says_what_it_can_see() -> None:
-    verdict = judged(current(1.01), accepted([1.0]), is_cpu=True)
+    verdict = judged(current(1.01), accepted([1.0]), hardware=CPU)
 
     assert (verdict.status, verdict.is_low_power) == ("PASS", True)
     assert verdict.reason == "1.0 % slower (-17 % to 23 %), tolerance 10 %; low power: sees 62 % at best."
 
 
 def test_noise_does_not_pass_what_is_beyond_the_tolerance() -> None:
-    verdict = judged(current(1.11), accepted([1.0]), is_cpu=True)
+    verdict = judged(current(1.11), accepted([1.0]), hardware=CPU)
 
     assert (verdict.status, verdict.is_low_power) == ("INCONCLUSIVE", False)
 
@@ -607,7 +607,7 @@ def test_noise_that_was_learned_replaces_the_packages() -> None:
 
     assert verdict.tolerance == 0.2
     assert half_width(verdict) > 10 * half_width(judged(current(1.0)))
-    assert judged(current(1.0), is_cpu=True, priors=learned) == judged(current(1.0), is_cpu=True)
+    assert judged(current(1.0), hardware=CPU, priors=learned) == judged(current(1.0), hardware=CPU)
 
 
 # looks: after 1, 3 and 6 runs, of which the first counts at the first look alone
@@ -828,7 +828,6 @@ def alarm(weekly: float, *, weeks: int, stable: int, noise: float = 0.002) -> tu
                 environments=environments,
                 environment=HERE,
                 devices=("a",),
-                is_cpu=False,
                 look=look,
                 spending=CONFIRMED,
             )

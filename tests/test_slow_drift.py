@@ -49,7 +49,6 @@ def judged(runs: list[Measurement], file: BaselineFile | None, visit: str, look:
         environment=ENVIRONMENT,
         devices=("gpu",),
         visit=visit,
-        is_cpu=False,
         look=look,
         spending=CONFIRMED,
     )

@@ -31,7 +31,7 @@ EFFECTS = (0.0, 0.03, 0.05, 0.1)
 #: Runs of a visit below which no group and baseline can be made of it.
 LEAST_RUNS = BASELINE_RUNS + 3
 _METHOD = Method(clock="wall", mode="recorded")
-_ENVIRONMENT = Environment(hardware=Hardware(name="recorded"))
+_ENVIRONMENT = Environment(hardware=Hardware(name="recorded", memory_bytes=80_000_000_000))
 
 
 class Visit(Record, frozen=True, kw_only=True):
@@ -159,7 +159,6 @@ def _our_verdict(case: Case, test: str, effect: float) -> tuple[Verdict, int]:
             environment=_ENVIRONMENT,
             devices=(case.device,),
             visit=case.visit,
-            is_cpu=False,
             look=look,
             spending=CONFIRMED,
         ),

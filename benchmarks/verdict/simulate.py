@@ -38,7 +38,7 @@ BASELINE_RUNS, CURRENT_RUNS = 3, LOOKS[-1]
 #: Runs in all that the default budget pays for, three times the first one's duration.
 BUDGET_RUNS = 4
 _METHOD = Method(clock="cuda-events", mode="sustained")
-_ENVIRONMENT = Environment(hardware=Hardware(name="simulated"))
+_ENVIRONMENT = Environment(hardware=Hardware(name="simulated", memory_bytes=80_000_000_000))
 
 Judge = Callable[[int, int], Verdict]
 
@@ -284,7 +284,6 @@ def all_verdicts(
             environment=_ENVIRONMENT,
             devices=(str(scenario.device),),
             visit="now",
-            is_cpu=False,
             look=look,
             spending=CONFIRMED,
             alpha=alpha_of(metrics),

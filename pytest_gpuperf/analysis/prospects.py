@@ -21,7 +21,6 @@ from pytest_gpuperf.priors import Priors
 from pytest_gpuperf.records import (
     BaselineRun,
     Environment,
-    Hardware,
     Measurement,
     MetricBaseline,
     Record,
@@ -50,6 +49,7 @@ class Prospects:
         within: Variance between runs, as measured.
         session: Variance between sessions, as usual.
         priors: What the judge knows of noise.
+        environment: Where all was measured.
         alpha: Chance of a false REGRESSED.
     """
 
@@ -58,7 +58,7 @@ class Prospects:
     within: float
     session: float
     priors: Priors
-    is_cpu: bool
+    environment: Environment
     alpha: float
 
     def supported(self) -> float | None:
@@ -100,14 +100,12 @@ class Prospects:
         spending: tuple[float, ...] = CONFIRMED,
     ) -> Verdict:
         """Judge runs against sessions of one run each; both are logarithms from the middle, + is worse."""
-        environment = Environment(hardware=Hardware(name=_HERE))
         return judge(
             [replace(self.run, value=self._value(log), tolerance=tolerance) for log in runs],
             self._baseline(baseline),
-            environments={_HERE: environment},
-            environment=environment,
+            environments={_HERE: self.environment},
+            environment=self.environment,
             devices=(_HERE,),
-            is_cpu=self.is_cpu,
             look=look,
             spending=spending,
             alpha=self.alpha,

@@ -269,7 +269,6 @@ def _judged(name: str, a: _Found, b: _Found, results: tuple[Results, Results]) -
             environment=b.record.environment,
             devices=b.record.devices,
             visit=results[1].run.visit,
-            is_cpu=b.record.environment.hardware.is_cpu,
             health=_unwell(a, b),
             look=min(len(b.runs), 2),
             alpha=ALPHA * share,

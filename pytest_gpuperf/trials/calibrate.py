@@ -230,8 +230,8 @@ def _of_one_method(measurements: Sequence[Measurement]) -> tuple[list[Measuremen
 def _calibration(runs: _Runs, priors: Priors, alpha: float) -> Calibration:
     runs = dataclasses.replace(runs, measurements=at_shared_sizes(runs.measurements))
     usual, _ = _of_one_method(runs.measurements)
-    first, is_cpu = usual[0], runs.environment.hardware.is_cpu
-    prior = prior_of(first.kind, is_cpu=is_cpu, priors=priors)
+    first = usual[0]
+    prior = prior_of(first.kind, is_cpu=runs.environment.hardware.is_cpu, priors=priors)
     sessions = _by_device(runs, usual)
     spreads = [one.spread for one in usual if one.spread is not None]
     known = Calibration(
@@ -254,7 +254,7 @@ def _calibration(runs: _Runs, priors: Priors, alpha: float) -> Calibration:
         within=max(components.within.value, ((known.within or 0.0) / 2) ** 2),
         session=components.session.value,
         priors=priors,
-        is_cpu=is_cpu,
+        environment=runs.environment,
         alpha=alpha,
     )
     return _with_noise(known, level_squares(sessions).within, prospects)
