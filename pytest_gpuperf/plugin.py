@@ -771,10 +771,9 @@ class ControllerHooks:
         self._uses.take(ended(self._config), self._controller)
         if self._controller is None:
             return
-        is_interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        is_whole = not is_interrupted and not session.shouldstop and not session.shouldfail and self._runs_everything()
-        self._controller.end(self._seen, is_whole=is_whole, is_interrupted=is_interrupted)
-        if self._controller.problems and not is_interrupted:
+        is_whole = is_over and not session.shouldstop and not session.shouldfail and self._runs_everything()
+        self._controller.end(self._seen, is_whole=is_whole, is_interrupted=not is_over)
+        if self._controller.problems and is_over:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def _runs_everything(self) -> bool:
@@ -787,22 +786,14 @@ class ControllerHooks:
         """Print the table."""
         for mistake in sorted(self._mistakes):
             terminalreporter.write_line(f"ERROR: {mistake}", red=True)
-        notes = [*self._notes, *(run_of(self._config).notes if run_key in self._config.stash else ())]
-        if self._controller is None:
-            for note in dict.fromkeys(notes):
-                terminalreporter.write_line(note, yellow=True)
-            self._print_uses(terminalreporter)
-            return
-        width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width
-        names = sorted({record.environment.hardware.name for record in self._controller.records})
-        terminalreporter.section(f"GPU performance: {', '.join(names)}")
-        run = run_of(self._config)
-        for line in self._controller.lines(width, run.machine.problem):
-            terminalreporter.write_line(line.text, **({line.colour: True} if line.colour else {}))
-        for note in dict.fromkeys((*self._notes, *run.notes)):
+        if self._controller is not None:
+            width = terminalreporter._tw.fullwidth  # noqa: SLF001 - no public way to ask for the width
+            names = sorted({record.environment.hardware.name for record in self._controller.records})
+            terminalreporter.section(f"GPU performance: {', '.join(names)}")
+            for line in self._controller.lines(width, run_of(self._config).machine.problem):
+                terminalreporter.write_line(line.text, **({line.colour: True} if line.colour else {}))
+        own = run_of(self._config).notes if run_key in self._config.stash else ()
+        for note in dict.fromkeys((*self._notes, *own)):
             terminalreporter.write_line(note, yellow=True)
-        self._print_uses(terminalreporter)
-
-    def _print_uses(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for line in self._uses.lines(self._config.stash[settings_key].price):
-            terminalreporter.write_line(line)
+        for text in self._uses.lines(self._config.stash[settings_key].price):
+            terminalreporter.write_line(text)
