@@ -100,24 +100,28 @@ def _epoch(run: RunInfo, record: TestRecord, measurement: Measurement, *, reason
 def _baseline_runs(run: RunInfo, record: TestRecord, metric: str) -> tuple[BaselineRun, ...]:
     """All runs of a metric; those in further processes are numbered from 2."""
     return tuple(
-        _baseline_run(run.run_id if number == 1 else f"{run.run_id}-{number}", record, measurement)
+        replace(_sound_run(record, measurement), run_id=run.run_id if number == 1 else f"{run.run_id}-{number}")
         for number, measurement in enumerate(record.runs_of(metric), start=1)
     )
 
 
-def _baseline_run(run_id: str, record: TestRecord, measurement: Measurement) -> BaselineRun:
+def _sound_run(record: TestRecord, measurement: Measurement) -> BaselineRun:
     if not 0 < measurement.value <= LARGEST_NUMBER:
         raise UsageError(
             f"{measurement.metric} of {record.key} is {measurement.value:g} {measurement.unit}: "
             "only a finite number above zero can be a baseline."
         )
+    return baseline_run(measurement)
+
+
+def baseline_run(measurement: Measurement) -> BaselineRun:
+    """Keep of a measurement what later ones are compared with."""
     telemetry = measurement.telemetry
     return BaselineRun(
         value=measurement.value,
         spread=measurement.spread,
         sm_clock_mhz=telemetry.sm_clock_mhz if telemetry else None,
         power_w=telemetry.power_w if telemetry else None,
-        run_id=run_id,
         gpu_busy_share=measurement.gpu_busy_share,
         points=measurement.curve.points if measurement.curve else None,
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from pytest_gpuperf.baselines import baseline_run
 from pytest_gpuperf.curves import judge_curve
 from pytest_gpuperf.environment import version_differences
 from pytest_gpuperf.errors import UsageError
@@ -15,7 +16,6 @@ from pytest_gpuperf.hostlimit import limited
 from pytest_gpuperf.judge import ALPHA, hardware_differences, judge, worse_and_better
 from pytest_gpuperf.monitor import health
 from pytest_gpuperf.records import (
-    BaselineRun,
     Environment,
     Hardware,
     Measurement,
@@ -150,13 +150,9 @@ def compare(a: Results, b: Results, *, across: bool = False, pairs: Sequence[Pai
     a, b = _paired(a, b, pairs) if pairs else (a, b)
     ours, theirs = _by_name(a), _by_name(b)
     environments = [(a_one.environment, b_one.environment) for a_one, b_one in _pairs(a, b)]
-    both = [(ours[name], found) for name, found in theirs.items() if name in ours]
+    both = [(name, ours[name], found) for name, found in theirs.items() if name in ours]
     return Comparison(
-        rows=tuple(
-            _ratio(name, ours[name], theirs[name]) if across else _judged(name, ours[name], theirs[name], (a, b))
-            for name in theirs
-            if name in ours
-        ),
+        rows=tuple(_ratio(name, then, now) if across else _judged(name, then, now, (a, b)) for name, then, now in both),
         only_a=tuple(_own_name(name, pairs) for name in ours if name not in theirs),
         only_b=tuple(name for name in theirs if name not in ours),
         hardware=tuple(dict.fromkeys(text for then, now in environments for text in _hardware(then, now))),
@@ -165,7 +161,7 @@ def compare(a: Results, b: Results, *, across: bool = False, pairs: Sequence[Pai
                 text for then, now in environments for text in version_differences(now.versions, then.versions)
             )
         ),
-        configuration=tuple(dict.fromkeys(text for then, now in both for text in _configuration(then, now))),
+        configuration=tuple(dict.fromkeys(text for _, then, now in both for text in _configuration(then, now))),
     )
 
 
@@ -320,22 +316,12 @@ def _times_as_good(before: float, after: float, found: _Found) -> float:
 
 def _as_baseline(found: _Found, results: Results) -> MetricBaseline:
     first = found.fresh[0]
-    runs = tuple(
-        BaselineRun(
-            value=run.value,
-            spread=run.spread,
-            sm_clock_mhz=run.telemetry.sm_clock_mhz if run.telemetry else None,
-            gpu_busy_share=run.gpu_busy_share,
-            points=run.curve.points if run.curve else None,
-        )
-        for run in found.fresh
-    )
     session = Session(
         date=results.run.date,
         visit=results.run.visit,
         devices=found.record.devices,
         environment="a",
-        runs=runs,
+        runs=tuple(map(baseline_run, found.fresh)),
         commit=results.run.commit,
     )
     return MetricBaseline(
