@@ -17,7 +17,7 @@ import msgspec
 
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml import GpuSample, GpuState, Nvml
-from pytest_gpuperf.processes import is_running
+from pytest_gpuperf.processes import is_running, parent_of
 from pytest_gpuperf.records import Kind, Telemetry
 from pytest_gpuperf.sickness import sickness
 from pytest_gpuperf.stats import mean_of_known
@@ -428,11 +428,7 @@ def _ancestors(pid: int) -> list[int]:
     line: list[int] = []
     while pid > 0:
         line.append(pid)
-        try:
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            break
-        pid = next((int(row.split()[1]) for row in status.splitlines() if row.startswith("PPid:")), 0)
+        pid = parent_of(pid)
     return line
 
 

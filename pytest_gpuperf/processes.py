@@ -52,6 +52,15 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def parent_of(pid: int) -> int:
+    """Look up the parent of a process; 0: it has none that is seen here, or has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(row.split()[1]) for row in status.splitlines() if row.startswith("PPid:")), 0)
+
+
 def run_group(
     command: Sequence[str],
     *,

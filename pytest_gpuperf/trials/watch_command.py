@@ -7,10 +7,9 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from pytest_gpuperf.errors import GpuperfError
-from pytest_gpuperf.processes import is_running
+from pytest_gpuperf.processes import is_running, parent_of
 
 #: What a shell answers for a command that it cannot find, or not run.
 NOT_FOUND, NOT_STARTED = 127, 126
@@ -127,7 +126,7 @@ class Command:
         while pid > 1:
             if pid == self.pid:
                 return True
-            pid = _parent(pid)
+            pid = parent_of(pid)
         return False
 
     def _stop_with_it(self) -> None:
@@ -160,11 +159,3 @@ def _terminal() -> int | None:
         return 0 if os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp() else None
     except OSError:
         return None
-
-
-def _parent(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return next((int(row.split()[1]) for row in status.splitlines() if row.startswith("PPid:")), 0)
