@@ -39,7 +39,7 @@ from pytest_gpuperf.units import format_percent
 from pytest_gpuperf.workloads.model_shape import ModelShape
 from pytest_gpuperf.workloads.models import shape_of
 from pytest_gpuperf.workloads.requests import Load
-from pytest_gpuperf.workloads.transformers import Generator, half_precision, require_transformers
+from pytest_gpuperf.workloads.transformers import Generator, dtype_on, require_transformers
 from pytest_gpuperf.workloads.vllm import Engine, EngineConfig
 from pytest_gpuperf.workloads.vllm_environment import installed_version
 
@@ -505,11 +505,6 @@ def start_engine(wanted: Wanted, lent: Lease, machine: Machine) -> AbstractConte
         max_num_batched_tokens=_VLLM_STEP_TOKENS,
     )
     return Engine(config, devices=lent.devices, nvml=machine.nvml, descriptors=lent.descriptors)
-
-
-def dtype_on(device: Device) -> str:
-    """Name the type that models and products use: 16 bit on a GPU."""
-    return "float32" if device.kind == "cpu" else half_precision(device)
 
 
 # A test

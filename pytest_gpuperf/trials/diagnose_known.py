@@ -8,7 +8,7 @@ from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import NotSupported
 from pytest_gpuperf.workloads.bandwidth import MemoryBandwidth
 from pytest_gpuperf.workloads.matmul import Matmul, memory_bytes
-from pytest_gpuperf.workloads.transformers import half_precision
+from pytest_gpuperf.workloads.transformers import dtype_on
 
 
 class Case(Protocol):
@@ -116,7 +116,7 @@ class AllReduce:
 
 
 def _matmul(devices: Sequence[Device]) -> Case:
-    return product(devices[0], "float32" if devices[0].kind == "cpu" else half_precision(devices[0]))
+    return product(devices[0], dtype_on(devices[0]))
 
 
 def _copy(devices: Sequence[Device]) -> Case:

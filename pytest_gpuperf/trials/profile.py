@@ -26,7 +26,7 @@ from pytest_gpuperf.workloads.bandwidth import MemoryBandwidth
 from pytest_gpuperf.workloads.matmul import Matmul
 from pytest_gpuperf.workloads.models import presets, shape_of
 from pytest_gpuperf.workloads.requests import Load
-from pytest_gpuperf.workloads.transformers import Generator, half_precision
+from pytest_gpuperf.workloads.transformers import Generator, dtype_on, half_precision
 
 _BANDWIDTH = ("copy", "read", "write")
 _USUAL = {"matmul": {"cuda": "8192", "cpu": "512"}, "bandwidth": {"cuda": "1GiB", "cpu": "64MiB"}}
@@ -212,8 +212,10 @@ def _profile_kernel(wanted: Wanted, machine: Machine, device: Device) -> Result:
     return _result(wanted.target, kernels, profiler)
 
 
-def _result(title: str, kernels: KernelSummary | None, profiler: TorchProfiler) -> Result:
-    seen = (Profiled(title=title, kernels=kernels),) if kernels else ()
+def _result(
+    title: str, kernels: KernelSummary | None, profiler: TorchProfiler, *, calls: Literal["calls", "steps"] = "calls"
+) -> Result:
+    seen = (Profiled(title=title, kernels=kernels, calls=calls),) if kernels else ()
     return Result(seen=seen, traces=tuple(profiler.traces))
 
 
@@ -233,7 +235,7 @@ def workload_of(target: str, device: Device) -> Workload:
     count = rest[0] if rest else _USUAL["matmul"][device.kind]
     if len(rest) > 2 or not re.fullmatch(r"[1-9][0-9]{0,5}", count):
         raise UsageError(f"{target!r} is not matmul:N:DTYPE, such as matmul:8192:bfloat16.")
-    dtype = rest[1] if len(rest) > 1 else "float32" if device.kind == "cpu" else half_precision(device)
+    dtype = rest[1] if len(rest) > 1 else dtype_on(device)
     return Matmul(int(count), dtype=dtype, device=device.device)  # type: ignore[return-value]
 
 
@@ -256,21 +258,15 @@ def _load(wanted: Wanted, device: Device) -> Load:
 
 def _profile_model(wanted: Wanted, machine: Machine, device: Device) -> Result:
     load, profiler = _load(wanted, device), _profiler(wanted, machine, device)
-    dtype = "float32" if device.kind == "cpu" else half_precision(device)
-    with Generator(wanted.target, devices=[device.device], dtype=dtype) as generator:
+    with Generator(wanted.target, devices=[device.device], dtype=dtype_on(device)) as generator:
         generator.generate(load)
         with profiler.region(wanted.target, calls=load.output_tokens) as found:
             generator.generate(load)
-    result = _result(_described(wanted, load), found.summary, profiler)
-    return Result(seen=tuple(_in_steps(one) for one in result.seen), traces=result.traces)
+    return _result(_described(wanted, load), found.summary, profiler, calls="steps")
 
 
 def _described(wanted: Wanted, load: Load) -> str:
     return f"{wanted.target}, {load.requests} requests of {load.prompt_tokens} + {load.output_tokens} tokens"
-
-
-def _in_steps(one: Profiled) -> Profiled:
-    return Profiled(title=one.title, kernels=one.kernels, calls="steps")
 
 
 def _profile_vllm(wanted: Wanted, machine: Machine, lent: Lease) -> Result:
@@ -322,9 +318,6 @@ def run_under_nsys(wanted: Wanted, command: Sequence[str], *, is_gpu: bool) -> P
     finished = run_group([program, "profile", *options, *again], timeout_s=wanted.timeout_s, environment=environment)
     written = report.with_suffix(".nsys-rep")
     if finished.code != 0 or not written.exists():
-        raise UsageError(f"nsys {finished.in_words}, and {written} is {_state(written)}.{_said(finished)}")
+        state = "there" if written.exists() else "missing"
+        raise UsageError(f"nsys {finished.in_words}, and {written} is {state}.{_said(finished)}")
     return written
-
-
-def _state(path: Path) -> str:
-    return "there" if path.exists() else "missing"

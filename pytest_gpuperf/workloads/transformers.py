@@ -222,6 +222,11 @@ def half_precision(device: Device) -> str:
     return "bfloat16" if int(capability[0]) >= 8 else "float16"
 
 
+def dtype_on(device: Device) -> str:
+    """Name the type that models and products use: 16 bit on a GPU."""
+    return "float32" if device.kind == "cpu" else half_precision(device)
+
+
 class _Clock:
     """Takes the time of every token: a stopping criterion that never stops."""
 
