@@ -86,16 +86,13 @@ class Ceilings(Record, frozen=True, kw_only=True):
         return self.flops_per_s / self.bandwidth_bytes_per_s if both else None  # type: ignore[operator]
 
 
-def from_data_sheet(
-    dtype: str, *, flops_per_s: float | None, bandwidth_bytes_per_s: float | None, problem: str | None = None
-) -> Ceilings:
+def from_data_sheet(dtype: str, *, flops_per_s: float | None, bandwidth_bytes_per_s: float | None) -> Ceilings:
     """Estimate what the device reaches from its data sheet.
 
     Args:
         dtype: Of the work.
         flops_per_s: Published, dense, of this type.
         bandwidth_bytes_per_s: Published.
-        problem: See `Ceilings`.
     """
     return Ceilings(
         dtype=dtype,
@@ -104,7 +101,6 @@ def from_data_sheet(
         origin="data sheet",
         peak_flops_per_s=flops_per_s,
         peak_bandwidth_bytes_per_s=bandwidth_bytes_per_s,
-        problem=problem,
     )
 
 
@@ -247,9 +243,9 @@ def shares_of(evidence: Evidence, ceilings: Ceilings) -> Shares:
     access makes it more. Of computation the larger counts: the counter sees tensor cores alone.
     """
     busy = busy_share(evidence)
-    working_s = evidence.time_s * (busy or 1.0)
-    activity = evidence.activity or GpuActivity(duration_s=evidence.time_s)
     part = busy or 1.0
+    working_s = evidence.time_s * part
+    activity = evidence.activity or GpuActivity(duration_s=evidence.time_s)
     dram = _over(activity.dram_share, (ceilings.dram_share or REACHED_DRAM) * part)
     reached = REACHED_TENSOR if ceilings.tensor_share is None else ceilings.tensor_share
     tensor = _over(activity.tensor_share, reached * part) if reached >= ON_TENSOR_CORES else None
