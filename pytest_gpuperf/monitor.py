@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import msgspec
 
 from pytest_gpuperf.errors import DeviceError
-from pytest_gpuperf.nvml import GpuSample, GpuState, Nvml
+from pytest_gpuperf.nvml import GpuSample, GpuState, Number, Nvml, grown
 from pytest_gpuperf.processes import is_running, parent_of
 from pytest_gpuperf.records import Kind, Telemetry
 from pytest_gpuperf.sickness import sickness
 from pytest_gpuperf.stats import mean_of_known
 from pytest_gpuperf.units import format_percent, format_value
-from pytest_gpuperf.vitals import Signs, Vitals, Window
+from pytest_gpuperf.vitals import Signs, Vitals, Window, sum_of_all
 
 #: NVML refreshes power and energy about every 100 ms.
 SAMPLE_EVERY_S = 0.1
@@ -48,8 +48,6 @@ _COUNTERS = ("sw_thermal_s", "hw_thermal_s", "power_brake_s")
 
 #: Tells a fresh process that confirms whose family it is of: the workers of pytest-xdist are no strangers to it.
 FAMILY_VARIABLE = "GPUPERF_FAMILY"
-
-Number = TypeVar("Number", int, float)
 
 
 class Monitor:
@@ -178,7 +176,7 @@ def summarize(  # noqa: PLR0913 - what was read, each by its name
     readings = samples or [
         GpuSample(sm_clock_mhz=s.sm_clock_mhz, power_w=s.power_w, temperature_c=s.temperature_c) for s in after
     ]
-    energy_j = _sum(_differences("energy_j", before, after))
+    energy_j = sum_of_all(_differences("energy_j", before, after))
     power_w = mean_of_known(sample.power_w for sample in readings)
     return Telemetry(
         duration_s=duration_s,
@@ -433,19 +431,13 @@ def _ancestors(pid: int) -> list[int]:
 
 
 def _differences(name: str, before: Sequence[GpuState], after: Sequence[GpuState]) -> list[float | None]:
-    """How far a counter of each device has come; one that went back was set to zero meanwhile, and says nothing."""
-    pairs = [(getattr(b, name), getattr(a, name)) for b, a in zip(before, after, strict=True)]
-    return [None if start is None or end is None or end < start else end - start for start, end in pairs]
+    """How far a counter of each device has come."""
+    return [grown(getattr(b, name), getattr(a, name)) for b, a in zip(before, after, strict=True)]
 
 
 def _share(name: str, before: Sequence[GpuState], after: Sequence[GpuState], duration_s: float) -> float | None:
     worst_s = _largest(_differences(name, before, after))
     return None if worst_s is None or duration_s <= 0 else min(worst_s / duration_s, 1.0)
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None
 
 
 def _largest(values: Iterable[Number | None]) -> Number | None:

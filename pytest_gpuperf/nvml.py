@@ -5,7 +5,7 @@ driver or a user cannot have is `None`, never 0; a GPU that is lost is a DeviceE
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.nvml_meters import GpuActivity, activity_meter, error_meter
@@ -48,6 +48,7 @@ _COMPUTE_MODES: dict[int, "ComputeMode"] = {0: "default", 2: "prohibited", 3: "e
 
 #: Where the paths from two GPUs meet, the closest first: one board, one PCIe switch, several, the host bridge, the
 #: NUMA node, or only the link between processors.
+Number = TypeVar("Number", int, float)
 Ancestor = Literal["board", "switch", "switches", "host-bridge", "numa-node", "system"]
 ComputeMode = Literal["default", "prohibited", "exclusive process"]
 #: GPU_IS_LOST, RESET_REQUIRED, GPU_NOT_FOUND.
@@ -140,6 +141,11 @@ class GpuState(Record, frozen=True, kw_only=True):
     hw_thermal_s: float | None = None
     power_brake_s: float | None = None
     process_pids: tuple[int, ...] | None = None
+
+
+def grown(before: Number | None, now: Number | None) -> Number | None:
+    """Say how far a counter of the driver has come; one that went back was set to zero meanwhile, and says nothing."""
+    return None if before is None or now is None or now < before else now - before
 
 
 class GpuUsage(Record, frozen=True, kw_only=True):

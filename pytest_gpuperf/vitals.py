@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from msgspec.structs import replace
 
 from pytest_gpuperf.errors import DeviceError
-from pytest_gpuperf.nvml import GpuCondition, GpuInfo, Nvml
+from pytest_gpuperf.nvml import GpuCondition, GpuInfo, Number, Nvml, grown
 from pytest_gpuperf.records import Record
 from pytest_gpuperf.sickness import sickness
 
@@ -82,7 +82,7 @@ class Vitals:
             return str(error)
         return sickness(
             xids=self.xids(uuid) or (),
-            ecc_uncorrected=_grown(self._first[uuid].ecc_uncorrected, now.ecc_uncorrected),
+            ecc_uncorrected=grown(self._first[uuid].ecc_uncorrected, now.ecc_uncorrected),
             has_remap_failed=now.has_remap_failed,
         )
 
@@ -121,8 +121,8 @@ class Window:
         heard = [self.xids(uuid) for uuid in self._uuids]
         known = [codes for codes in heard if codes is not None]
         signs = Signs(
-            ecc_corrected=_sum([_grown(before.ecc_corrected, now.ecc_corrected) for before, now in pairs]),
-            ecc_uncorrected=_sum([_grown(before.ecc_uncorrected, now.ecc_uncorrected) for before, now in pairs]),
+            ecc_corrected=sum_of_all([grown(before.ecc_corrected, now.ecc_corrected) for before, now in pairs]),
+            ecc_uncorrected=sum_of_all([grown(before.ecc_uncorrected, now.ecc_uncorrected) for before, now in pairs]),
             is_remap_pending=_any(now.is_remap_pending for _, now in pairs),
             has_remap_failed=_any(now.has_remap_failed for _, now in pairs),
             xids=tuple(code for codes in known for code in codes) if known else None,
@@ -154,12 +154,8 @@ class Window:
         return generation, width, info.pcie_generation, info.pcie_width
 
 
-def _grown(before: int | None, now: int | None) -> int | None:
-    """How far a counter has come; one that went back was set to zero meanwhile, and says nothing."""
-    return None if before is None or now is None or now < before else now - before
-
-
-def _sum(values: Sequence[int | None]) -> int | None:
+def sum_of_all(values: Sequence[Number | None]) -> Number | None:
+    """Add up values of several GPUs; `None` unless each of them is known."""
     known = [value for value in values if value is not None]
     return sum(known) if known and len(known) == len(values) else None
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import DeviceError
 from pytest_gpuperf.monitor import ENERGY_FROM_S
-from pytest_gpuperf.nvml import Nvml
+from pytest_gpuperf.nvml import Nvml, grown
 from pytest_gpuperf.records import LeaseUse, Record
 from pytest_gpuperf.units import format_percent
 
@@ -150,7 +150,7 @@ class _Held:
             end=end.isoformat(timespec="milliseconds"),
             duration_s=duration_s,
             busy_share=self._busy_s / self._known_s if self._known_s > 0 else None,
-            energy_j=_grown(self._begin_j, self._energy_j()) if duration_s >= ENERGY_FROM_S else None,
+            energy_j=grown(self._begin_j, self._energy_j()) if duration_s >= ENERGY_FROM_S else None,
             worker=worker,
         )
 
@@ -158,10 +158,6 @@ class _Held:
         with contextlib.suppress(DeviceError):
             return self._nvml.energy_j(self._device.uuid)
         return None
-
-
-def _grown(begin_j: float | None, end_j: float | None) -> float | None:
-    return None if begin_j is None or end_j is None or end_j < begin_j else end_j - begin_j
 
 
 def _busy_words(use: Use) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from pytest_gpuperf.devices import Device
 from pytest_gpuperf.errors import DeviceError, UsageError
 from pytest_gpuperf.monitor import ENERGY_FROM_S
-from pytest_gpuperf.nvml import GpuState, GpuUsage, Nvml
+from pytest_gpuperf.nvml import GpuState, GpuUsage, Nvml, grown
 from pytest_gpuperf.nvml_meters import GpuActivity
 from pytest_gpuperf.records import Record
 from pytest_gpuperf.trials.watch_status import Status, Word, status_of
@@ -460,9 +460,7 @@ def _first_of(order: Callable[[float, float], float], one: float | None, other: 
 
 
 def _difference(name: str, before: GpuState | None, after: GpuState | None) -> float | None:
-    """How far a counter of the driver went; one that went back was reset."""
-    start, end = getattr(before, name, None), getattr(after, name, None)
-    return None if start is None or end is None or end < start else end - start
+    return grown(getattr(before, name, None), getattr(after, name, None))
 
 
 def _held_shares(before: GpuState | None, after: GpuState | None, duration_s: float) -> dict[str, Any]:
