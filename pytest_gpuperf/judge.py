@@ -49,7 +49,7 @@ from pytest_gpuperf.stats import (
     t_quantile,
     variance_components,
 )
-from pytest_gpuperf.units import format_percent, format_value, from_worse_log, worse_log
+from pytest_gpuperf.units import counted, format_percent, format_value, from_worse_log, is_of_time, worse_log
 
 #: Runs made by the first, second and third look.
 LOOKS = (1, 3, 6)
@@ -64,7 +64,6 @@ ENOUGH_SESSIONS = 5
 
 _CONFIDENCE = 0.95
 _POWER = 0.8
-_TIME_UNITS = ("s", "s/tok", "s/req")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +111,7 @@ class _Comparison:
 
 def worse_and_better(unit: str) -> tuple[str, str]:
     """What a metric became: slower or faster where its unit speaks of time."""
-    return ("slower", "faster") if unit in _TIME_UNITS or unit.endswith("/s") else ("worse", "better")
+    return ("slower", "faster") if is_of_time(unit) else ("worse", "better")
 
 
 def alpha_of(metrics: int, rejected: int = 0) -> float:
@@ -422,7 +421,7 @@ def _remedy(runs: int, *, is_last: bool, is_known_device: bool) -> str:
     if not is_known_device:  # runs on it cannot tell its own offset from a change
         return "the baseline has no session on this very device, and devices differ: record one on it"
     more = "more sessions in the baseline" if is_last else "more runs or more sessions in the baseline"
-    return f"not settled by {runs} run{'s' if runs > 1 else ''}: {more} may settle it"
+    return f"not settled by {counted(runs, 'run')}: {more} may settle it"
 
 
 def _nearest(sessions: Sequence[Session], devices: tuple[str, ...]) -> list[Session]:

@@ -14,7 +14,7 @@ from pytest_gpuperf.analysis.kernel_names import is_product
 from pytest_gpuperf.analysis.model_work import ModelStep, largest_batch, ridge_batch
 from pytest_gpuperf.analysis.roofline import BOUND_FROM, Diagnosis, is_communication
 from pytest_gpuperf.records import KernelSummary, KernelUse, Record, Telemetry
-from pytest_gpuperf.units import format_percent, format_value
+from pytest_gpuperf.units import counted, format_percent, format_value
 
 #: What promises less is not worth a line.
 LEAST_GAIN = 1.03
@@ -221,7 +221,7 @@ def batch(found: Diagnosis, setting: Setting) -> Recommendation | None:
     return Recommendation(
         topic="batch",
         because=f"Weights of {format_value(step.weights_bytes, 'B', digits=3)} are read once a step, for "
-        f"{step.batch_size} request{'s' if step.batch_size > 1 else ''}",
+        f"{counted(step.batch_size, 'request')}",
         action=f"batch {target} raises tokens/s ({until}{full})",
         gain=target / step.batch_size * now_s / then_s,
     )
