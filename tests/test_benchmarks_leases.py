@@ -82,6 +82,7 @@ def test_a_benchmark_that_is_ended_from_outside_ends_its_tests_and_leaves_what_i
     while not children.read_text():
         time.sleep(0.01)
     child = int(children.read_text().split()[0])
+    time.sleep(0.3)  # Python can be interrupted while it starts a process, and then knows nothing of it
     bench.terminate()
     bench.wait(timeout=30)
     assert not is_running(child)
