@@ -46,9 +46,9 @@ _HOLDS = {
 #: Compute modes (nvmlComputeMode_t).
 _COMPUTE_MODES: dict[int, "ComputeMode"] = {0: "default", 2: "prohibited", 3: "exclusive process"}
 
+Number = TypeVar("Number", int, float)
 #: Where the paths from two GPUs meet, the closest first: one board, one PCIe switch, several, the host bridge, the
 #: NUMA node, or only the link between processors.
-Number = TypeVar("Number", int, float)
 Ancestor = Literal["board", "switch", "switches", "host-bridge", "numa-node", "system"]
 ComputeMode = Literal["default", "prohibited", "exclusive process"]
 #: GPU_IS_LOST, RESET_REQUIRED, GPU_NOT_FOUND.
