@@ -17,7 +17,7 @@ HEAVY = ("torch", "pynvml", "numpy", "rich", "typer", "filelock", "matplotlib", 
 
 #: Lines of code of the flat modules together: 7,800 when this was written, with the queue of leases, MIG, health and
 #: quarantine, and kernels. The commands of `gpuperf` are a room of their own.
-CORE_CEILING = 7900
+CORE_CEILING = 7800
 LONGEST_FUNCTION = 40
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
