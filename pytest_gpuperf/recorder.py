@@ -83,7 +83,8 @@ class Recorder:
         stopwatch: Makes the stopwatch of the first device; called only when something is measured.
         synchronize: Waits for all devices to finish.
         preferred: Method of each metric's baseline.
-        defaults: `tolerance` and `mode` of the test's `perf` marker.
+        tolerance: Of the test's `perf` marker.
+        mode: The same.
         profiler: In a process that profiles instead of measuring.
         vitals: See `Monitor`.
 

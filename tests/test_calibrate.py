@@ -373,9 +373,13 @@ def test_process_that_measures_counts(suite: pytest.Pytester) -> None:
             "pathlib.Path(request.config.option.gpuperf_json).write_text('rubbish\\n'); os._exit(0)",
             "left results that cannot be read: Not a results file of pytest-gpuperf",
         ),
+        (
+            "pathlib.Path(request.config.option.gpuperf_json).mkdir(); os._exit(0)",
+            "left results that cannot be read: [Errno 21] Is a directory",
+        ),
         ("return", "measured nothing (ended with exit code 0)"),
     ],
-    ids=["crash", "exit", "failure", "rubbish", "nothing"],
+    ids=["crash", "exit", "failure", "rubbish", "unreadable", "nothing"],
 )
 def test_process_that_goes_wrong_does_not_count_and_says_why(suite: pytest.Pytester, what: str, problem: str) -> None:
     (process,) = run(suite, what)

@@ -66,7 +66,6 @@ class Setting(Record, frozen=True, kw_only=True):
         nvlink_bytes_per_s: Of the data sheet, one way, all links.
         step: Of a language model.
         engine: What ran it.
-        precision: Of the weights, such as `bf16` or `fp8`.
         gpus: That worked on it.
     """
 

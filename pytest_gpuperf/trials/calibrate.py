@@ -156,7 +156,7 @@ def _outcome(done: Finished, results: Path, timeout_s: float) -> tuple[str | Non
             found = decode_lines(file)
     except FileNotFoundError:
         return f"measured nothing ({done.in_words})", ()
-    except UsageError as error:
+    except (UsageError, OSError) as error:
         return f"left results that cannot be read: {error}", ()
     if found.end is None:
         return f"left results without an end ({done.in_words})", ()
